@@ -1,0 +1,114 @@
+"""The question and its answers, as plain values.
+
+A gateway's dialect (`authservice.gateways`) makes a `CheckRequest` out of `RequestParts`; the
+pipeline (`authservice.pipeline`) answers with exactly one of `Allow`, `Deny` or `Login`; the
+dialect renders that as a `Reply`. Nothing here knows a web framework, a socket or a cookie jar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from authservice.errors import Reason
+from authservice.identity import Identity
+
+
+class Reach(Enum):
+    """How far a step may go for its answer: compute in memory, or wait for the network."""
+
+    MEMORY = "memory"
+    NETWORK = "network"
+
+
+class NeedsIO(Exception):
+    """Raised under `Reach.MEMORY` by a step that would have to wait. It is no answer: nothing
+    is recorded, and the same question is asked again with `Reach.NETWORK`."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestParts:
+    """One HTTP request as it arrived, before anybody interprets it.
+
+    ``target`` is the request target exactly as sent (latin-1 decoded, never percent-decoded), or
+    ``None`` when the server did not keep it. ``headers`` maps lower-case names to values; lines
+    of one name are joined by a comma, as every gateway and server in front does.
+    ``peer`` is the address of the connection's other end, without port; ``None`` for a Unix socket.
+    """
+
+    method: str
+    target: str | None
+    headers: Mapping[str, str]
+    peer: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRequest:
+    """What the gateway asks: may this pass?
+
+    ``target`` is the original path and query exactly as the client sent them. ``path`` is its
+    canonical path (see `authservice.urls.canonical_path`), or ``None`` when it cannot be made
+    canonical without doubt; no rule that opens a path ever matches ``None``. ``scheme`` is
+    ``"http"``, ``"https"`` or ``None`` when nothing trustworthy tells. ``host`` is lower-cased,
+    with its port when one was sent; empty when unknown. ``client`` is the client's address as
+    far as trusted proxies tell it, for logs only.
+    """
+
+    method: str
+    scheme: str | None
+    host: str
+    target: str
+    path: str | None
+    headers: Mapping[str, str]
+    client: str | None
+    dialect: str
+
+    def header(self, name: str) -> str:
+        """The value of a header by its lower-case name; empty when it was not sent."""
+        return self.headers.get(name, "")
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """The request may pass. ``set_headers`` and ``remove_headers`` never share a name, in any
+    letter case: in Envoy removal wins over setting."""
+
+    identity: Identity | None
+    set_headers: tuple[tuple[str, str], ...] = ()
+    remove_headers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """The request may not pass. ``public`` is the one sentence that a person may see;
+    ``challenge`` the ``WWW-Authenticate`` value of a 401; ``detail`` what the page may add
+    (for example the groups that would have been enough)."""
+
+    status: int
+    reason: Reason
+    public: str
+    challenge: str | None = None
+    identity: Identity | None = None
+    detail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Nobody is logged in. ``redirect`` says whether the client is sent to the login (302) or
+    told to authenticate (401); the address of the login is the edge's work."""
+
+    return_to: str
+    redirect: bool
+
+
+Decision = Allow | Deny | Login
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer as a plain value; the only thing that a server edge ever sees."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...] = field(default=())
+    body: bytes = b""

@@ -1,0 +1,155 @@
+"""The closed family of things that can go wrong, and the words for them.
+
+Each class carries the HTTP ``status`` that answers it, a ``reason`` from the closed list
+below (the same word in logs, JSON bodies and tests) and one ``public`` sentence, which is all
+that a person is ever shown. What an operator needs to know beyond that is the exception's own
+text: it goes to the log and nowhere else, and it never holds a secret, a token, or text that
+came from a provider or a client.
+
+::
+
+    AuthServiceError
+    ├── SettingsError            start-up only: every problem at once, exit status 2
+    ├── Refused            401   a credential that is ours, and bad
+    ├── Forbidden          403   an identity that may not
+    ├── Misdirected        403   the gateway's check cannot be understood: a wiring fault
+    ├── LoginRefused             the callback's refusals
+    │   ├── LoginNotOurs   400   this browser did not begin this login
+    │   ├── ProviderSaidNo 403   the provider's answer is an error about the person
+    │   ├── ProviderWrong  502   the provider's answer cannot be accepted
+    │   └── ProviderSilent 504   the provider did not answer in time
+    └── Unavailable        503   cannot be known now; nothing is lost
+        ├── NotReady             the provider's metadata is not known (yet)
+        ├── ProviderBusy         the provider asks to try again later
+        └── StoreDown            the session store does not answer
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Reason(str, Enum):
+    """Why an answer is not an allow. One word per thing, in logs, bodies and tests alike."""
+
+    NOT_AUTHENTICATED = "not_authenticated"
+    INVALID_TOKEN = "invalid_token"
+    GROUPS = "groups_not_allowed"
+    IDENTITY = "identity_unusable"
+    MISCONFIGURED = "gateway_misconfigured"
+    METHOD = "method_not_allowed"
+    BAD_REQUEST = "bad_request"
+    LOGIN_LOOP = "login_loop"
+    LOGIN_NOT_OURS = "login_not_ours"
+    PROVIDER_REFUSED = "provider_refused"
+    PROVIDER_WRONG = "provider_answer_unacceptable"
+    PROVIDER_SILENT = "provider_silent"
+    PROVIDER_BUSY = "provider_busy"
+    NOT_READY = "not_ready"
+    STORE_DOWN = "store_down"
+    INTERNAL = "internal_error"
+
+
+class AuthServiceError(Exception):
+    """Root of the family. ``str(error)`` is for the log only."""
+
+    status: int = 500
+    reason: Reason = Reason.INTERNAL
+    public: str = "Something went wrong on our side. Please try again."
+
+    def __init__(self, detail: str = "", *, public: str | None = None) -> None:
+        super().__init__(detail or self.public)
+        if public is not None:
+            self.public = public
+
+
+class SettingsError(AuthServiceError):
+    """The settings cannot be used. ``problems`` has one line for each, naming its variable."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Refused(AuthServiceError):
+    """A credential that an authenticator recognised as its own, and that is bad (RFC 6750 §3)."""
+
+    status = 401
+    reason = Reason.INVALID_TOKEN
+    public = "The credentials sent with this request are not valid."
+
+
+class Forbidden(AuthServiceError):
+    """An authenticated identity that may not do this."""
+
+    status = 403
+    reason = Reason.GROUPS
+    public = "You are logged in, but you may not see this page."
+
+
+class IdentityUnusable(Forbidden):
+    """Verified claims from which no identity can be made, or none that fits in a header."""
+
+    reason = Reason.IDENTITY
+    public = "Your account lacks what this site needs to know who you are."
+
+
+class Misdirected(AuthServiceError):
+    """The check lacks what its gateway must send, or has it twice: nothing can be judged."""
+
+    status = 403
+    reason = Reason.MISCONFIGURED
+    public = "The gateway in front of this site is not set up correctly."
+
+
+class LoginRefused(AuthServiceError):
+    """The callback refuses to finish a login."""
+
+    status = 400
+
+
+class LoginNotOurs(LoginRefused):
+    status = 400
+    reason = Reason.LOGIN_NOT_OURS
+    public = "This login cannot be finished in this browser. Please start again."
+
+
+class ProviderSaidNo(LoginRefused):
+    status = 403
+    reason = Reason.PROVIDER_REFUSED
+    public = "The identity provider refused this login."
+
+
+class ProviderWrong(LoginRefused):
+    status = 502
+    reason = Reason.PROVIDER_WRONG
+    public = "The identity provider's answer could not be accepted."
+
+
+class ProviderSilent(LoginRefused):
+    status = 504
+    reason = Reason.PROVIDER_SILENT
+    public = "The identity provider did not answer in time."
+
+
+class Unavailable(AuthServiceError):
+    """Cannot be known now. Nothing is lost, and the same request may succeed in a moment."""
+
+    status = 503
+    reason = Reason.INTERNAL
+    public = "Logging in is not possible at the moment. Please try again shortly."
+
+
+class NotReady(Unavailable):
+    reason = Reason.NOT_READY
+    public = "OIDC setup is not complete yet."
+
+
+class ProviderBusy(Unavailable):
+    reason = Reason.PROVIDER_BUSY
+    public = "The identity provider asks you to try again in a moment."
+
+
+class StoreDown(Unavailable):
+    reason = Reason.STORE_DOWN
+    public = "Sessions cannot be read at the moment. Nothing is lost; please try again shortly."
