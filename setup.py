@@ -10,6 +10,7 @@ from setuptools import find_packages, setup
 OUTSIDE = {
     "authservice.templates": "templates",
     "authservice_demo": "deploy/demo/authservice_demo",
+    "authservice_demo.provider": "deploy/demo/authservice_demo/provider",
     "authservice_demo.envoy": "deploy/envoy",
 }
 
@@ -18,7 +19,8 @@ setup(
     package_dir=OUTSIDE,
     package_data={
         "authservice.templates": ["**/*.html", "**/*.css", "**/*.svg"],
-        "authservice_demo": ["*.html"],
+        "authservice_demo": ["templates/*.html"],
+        "authservice_demo.provider": ["templates/*.html"],
         "authservice_demo.envoy": ["envoy.yaml"],
     },
 )
