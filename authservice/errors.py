@@ -88,10 +88,18 @@ class Forbidden(AuthServiceError):
 
 
 class IdentityUnusable(Forbidden):
-    """Verified claims from which no identity can be made, or none that fits in a header."""
+    """Verified claims from which no identity can be made, or none that fits in a header.
+
+    ``login_status`` is the status of the callback's answer, which tells a provider's fault (502)
+    from a person's (403). A check is answered with ``status`` in both cases.
+    """
 
     reason = Reason.IDENTITY
     public = "Your account lacks what this site needs to know who you are."
+
+    def __init__(self, detail: str = "", *, public: str | None = None, login_status: int = 403) -> None:
+        super().__init__(detail, public=public)
+        self.login_status = login_status
 
 
 class Misdirected(AuthServiceError):

@@ -7,11 +7,23 @@ the code that verified a signature, or asked the provider over an authenticated 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Any
+from urllib.parse import quote
+
+import re2
+
+from authservice.errors import IdentityUnusable
+
+MAX_USER_ID = 255  # characters (OpenID Connect Core 1.0 §2, "sub")
+MAX_GROUPS = 10_000
+MAX_GROUP = 1024  # characters of one group's name
+MAX_HEADER = 16 * 1024  # bytes of one header's value
 
 
 class AuthMethod(str, Enum):
@@ -54,3 +66,318 @@ class Identity:
     method: AuthMethod
     issuer: str
     expires: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRules:
+    """Which claims make an identity, and what they must be like.
+
+    ``userid_claim`` and ``groups_claim`` are claim names or dotted paths (``realm_access.roles``);
+    an empty ``groups_claim`` means that nobody has groups.
+    """
+
+    userid_claim: str
+    groups_claim: str
+    lowercase: bool = False
+    require_verified_email: bool = False
+
+
+_ASCII_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
+
+
+def from_claims(
+    claims: VerifiedClaims,
+    rules: ClaimRules,
+    *,
+    method: AuthMethod,
+    issuer: str,
+    expires: datetime | None = None,
+) -> Identity:
+    """The identity that verified claims prove: the one rule for every kind of credential.
+
+    The user id is compared and kept exactly, without trimming; ``lowercase`` changes ASCII letters
+    only, so that no look-alike letter ends up as another account. Groups may be a list, one string,
+    ``null`` or absent; whatever in them is not text names no group.
+
+    Raises `IdentityUnusable`: with ``login_status`` 502 when the user id is missing, is not text,
+    is longer than `MAX_USER_ID` or has control characters, and when the groups are more than
+    `MAX_GROUPS` or one is longer than `MAX_GROUP` (cutting would change what they grant); with 403
+    for a mail address with blanks or more than one ``@``, and for a mail address that is not
+    verified where that is required (only the boolean true counts).
+    """
+    user_id = _user_id(find_claim(claims, rules.userid_claim), rules.userid_claim)
+    for address in (user_id, claims.get("email")):
+        if isinstance(address, str) and "@" in address and not _is_plain_address(address):
+            raise IdentityUnusable("a mail address has blanks, control characters or more than one @")
+    if rules.require_verified_email and claims.get("email_verified") is not True:
+        raise IdentityUnusable(
+            "the claim email_verified is not true",
+            public="The e-mail address of your account is not verified.",
+        )
+    return Identity(
+        user_id=user_id.translate(_ASCII_LOWER) if rules.lowercase else user_id,
+        groups=_groups(find_claim(claims, rules.groups_claim)) if rules.groups_claim else (),
+        claims=claims,
+        method=method,
+        issuer=issuer,
+        expires=expires,
+    )
+
+
+def find_claim(claims: Mapping[str, Any], path: str) -> Any:
+    """The value of a claim by its name or dotted path; ``None`` when there is none.
+
+    At each level a claim whose name is the whole rest of the path wins over a path through it
+    (``https://x.example/groups``), and a longer name over a shorter one.
+    """
+    if path in claims:
+        return claims[path]
+    dot = path.rfind(".")
+    while dot > 0:
+        inner = claims.get(path[:dot])
+        if isinstance(inner, Mapping):
+            found = find_claim(inner, path[dot + 1 :])
+            if found is not None:
+                return found
+        dot = path.rfind(".", 0, dot)
+    return None
+
+
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, half pairs
+
+_HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+
+
+def _user_id(value: Any, claim: str) -> str:
+    problem = None
+    if value is None or value == "":
+        problem = "is missing or empty"
+    elif not isinstance(value, str):
+        problem = "is not text"
+    elif len(value) > MAX_USER_ID:
+        problem = f"has more than {MAX_USER_ID} characters"
+    elif _UNFIT.search(value) or value.isspace():
+        problem = "has control characters or nothing but blanks"
+    if problem:
+        raise IdentityUnusable(f"the user id claim {claim} {problem}", login_status=502)
+    return value
+
+
+def _is_plain_address(text: str) -> bool:
+    return text.count("@") == 1 and not _UNFIT.search(text) and not any(map(str.isspace, text))
+
+
+def _groups(value: Any) -> tuple[str, ...]:
+    names = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
+    if len(names) > MAX_GROUPS:
+        raise IdentityUnusable(f"there are more than {MAX_GROUPS} groups", login_status=502)
+    groups = tuple(dict.fromkeys(name for name in names if isinstance(name, str) and _is_text(name)))
+    if any(len(name) > MAX_GROUP for name in groups):
+        raise IdentityUnusable(f"a group's name has more than {MAX_GROUP} characters", login_status=502)
+    return groups
+
+
+def _is_text(name: str) -> bool:
+    """Not empty, and without half a surrogate pair: JSON can hold one, UTF-8 cannot."""
+    return name != "" and not _HALF_PAIR.search(name)
+
+
+class Transformers:
+    """The rules of ``USERID_TRANSFORMERS``: the first whose pattern is found anywhere is applied
+    to all its matches. Go's regular expressions and replacement language, in linear time."""
+
+    def __init__(self, rules: Iterable[_Rule] = ()) -> None:
+        self._rules = tuple(rules)
+
+    @classmethod
+    def parse(cls, json_text: str) -> Transformers:
+        """Reads a JSON array of ``{"matches": pattern, "replaces": replacement}``; ``null`` has no
+        rules and other keys are ignored. Raises `ValueError` with every problem, one a line."""
+        try:
+            entries = json.loads(json_text)
+        except ValueError as error:
+            where = f" at position {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
+            raise ValueError(f"this is not JSON{where}") from None
+        if entries is None:
+            return cls()
+        if not isinstance(entries, list):
+            raise ValueError("this must be a JSON array of rules")
+        problems: list[str] = []
+        rules = []
+        for position, entry in enumerate(entries, start=1):
+            try:
+                rules.append(_Rule.read(entry))
+            except ValueError as error:
+                problems.append(f"rule {position}: {error}")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return cls(rules)
+
+    def apply(self, user_id: str) -> str:
+        """The user id as applications shall see it; possibly empty."""
+        for rule in self._rules:
+            replaced = rule.replace(user_id)
+            if replaced is not None:
+                return replaced
+        return user_id
+
+
+# What follows a "$" in Go's Regexp.Expand: another one, or a name in braces or without.
+_REFERENCE = re.compile(r"\$(?:(\$)|\{(\w+)\}|(\w+))")
+_QUIET = re2.Options()
+_QUIET.log_errors = False
+
+
+class _Rule:
+    """One pattern with its replacement, as literal pieces and numbers of groups."""
+
+    def __init__(self, pattern: Any, pieces: list[str | int]) -> None:
+        self._pattern = pattern
+        self._pieces = pieces
+
+    @classmethod
+    def read(cls, entry: Any) -> _Rule:
+        if not isinstance(entry, dict):
+            raise ValueError("a rule is an object with matches and replaces")
+        matches, replaces = entry.get("matches"), entry.get("replaces")
+        if not isinstance(matches, str) or not isinstance(replaces, str):
+            raise ValueError("matches and replaces must both be there and be strings")
+        try:
+            pattern = re2.compile(matches, _QUIET)
+        except re2.error as error:
+            raise ValueError(f"matches is no regular expression (RE2): {_explain(error, matches)}") from None
+        return cls(pattern, _pieces(replaces, pattern))
+
+    def replace(self, text: str) -> str | None:
+        """The text with all matches replaced, or ``None`` when there is none. Of an empty match
+        right behind another one Go takes no notice."""
+        parts: list[str] = []
+        end = 0
+        found = False
+        for match in self._pattern.finditer(text):
+            found = True
+            start, stop = match.span()
+            if stop == start == end and start > 0:
+                continue
+            parts.append(text[end:start])
+            parts += [piece if isinstance(piece, str) else match.group(piece) or "" for piece in self._pieces]
+            end = stop
+        return "".join(parts) + text[end:] if found else None
+
+
+def _explain(error: Exception, pattern: str) -> str:
+    """The engine's words, and where in the pattern the piece that they quote begins."""
+    words = error.args[0] if error.args else ""
+    words = words.decode("utf-8", "replace") if isinstance(words, bytes) else str(words)
+    at = pattern.rfind(words.partition(": ")[2])
+    return f"{words} (at position {at})" if at >= 0 else words
+
+
+def _pieces(replacement: str, pattern: Any) -> list[str | int]:
+    """Go's replacement language: ``$name`` takes the longest run of letters, digits and ``_``, a
+    group that does not exist is empty, and a ``$`` that begins no reference is itself."""
+    pieces: list[str | int] = []
+    end = 0
+    for match in _REFERENCE.finditer(replacement):
+        pieces.append(replacement[end : match.start()])
+        end = match.end()
+        dollar, braced, bare = match.groups()
+        name = braced or bare
+        if dollar:
+            pieces.append("$")
+        elif name.isascii() and name.isdigit() and (name == "0" or name[0] != "0"):
+            if len(name) < 9 and int(name) <= pattern.groups:
+                pieces.append(int(name))
+        elif name in pattern.groupindex:
+            pieces.append(pattern.groupindex[name])
+    pieces.append(replacement[end:])
+    return [piece for piece in pieces if piece != ""]
+
+
+_VISIBLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
+_VISIBLE_IN_GROUPS = _VISIBLE.replace(",", "")
+_PLAIN_VALUE = re.compile(r"[!-$&-~](?:[ -$&-~]*[!-$&-~])?")
+_PLAIN_GROUP = re.compile(r"[!-$&-+\--~](?:[ -$&-+\--~]*[!-$&-+\--~])?")
+
+
+def header_value(text: str) -> str:
+    """Text as a header's value: UTF-8 bytes outside printable ASCII, ``%``, and blanks at either
+    end as ``%XX``. Percent-decoding gives the text back, so no two texts look the same."""
+    return text if _PLAIN_VALUE.fullmatch(text) else _escape(text, _VISIBLE)
+
+
+def group_value(name: str) -> str:
+    """One group in the groups header: as `header_value`, and ``,`` escaped too, so that splitting
+    the header at its commas and decoding gives exactly the groups (B18)."""
+    return name if _PLAIN_GROUP.fullmatch(name) else _escape(name, _VISIBLE_IN_GROUPS)
+
+
+def _escape(text: str, visible: str) -> str:
+    core = text.strip(" ")
+    before = len(text) - len(text.lstrip(" "))
+    after = len(text) - before - len(core) if core else 0
+    try:
+        return "%20" * before + quote(core, safe=visible) + "%20" * after
+    except UnicodeEncodeError:
+        raise IdentityUnusable("an identity holds half of a surrogate pair") from None
+
+
+class IdentityHeaders:
+    """What the application is told, and what nobody else may tell it (B7, G07, G39).
+
+    A header with an empty name is switched off. Raises `ValueError` when two have one name.
+    """
+
+    def __init__(
+        self,
+        userid_header: str,
+        groups_header: str,
+        auth_method_header: str,
+        userid_prefix: str = "",
+        transformers: Transformers | None = None,
+    ) -> None:
+        names = [name.lower() for name in (userid_header, groups_header, auth_method_header) if name]
+        if len(set(names)) != len(names):
+            raise ValueError("two identity headers have the same name")
+        self._userid_header = userid_header
+        self._groups_header = groups_header
+        self._auth_method_header = auth_method_header
+        self._prefix = userid_prefix
+        self._transformers = transformers or Transformers()
+        self._spellings = _other_spellings(names)
+        self._all = (*names, *self._spellings)
+
+    def render(self, identity: Identity | None) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+        """The headers to set, each once, and the names to remove; never one name in both.
+
+        Values are printable ASCII on one line (see `header_value`, `group_value`). Without an
+        identity every header is to be removed. Raises `IdentityUnusable` for a value of more
+        than `MAX_HEADER` bytes and for a user id that the transformers leave empty.
+        """
+        if identity is None:
+            return (), self._all
+        headers = []
+        if self._userid_header:
+            user_id = self._transformers.apply(identity.user_id)
+            if not user_id:
+                raise IdentityUnusable("the user id is empty after its transformers")
+            headers.append((self._userid_header, header_value(self._prefix + user_id)))
+        if self._groups_header:
+            headers.append((self._groups_header, ",".join(map(group_value, filter(None, identity.groups)))))
+        if self._auth_method_header:
+            headers.append((self._auth_method_header, identity.method.value))
+        for name, value in headers:
+            if len(value) > MAX_HEADER:
+                raise IdentityUnusable(f"the value of {name} would be longer than {MAX_HEADER} bytes")
+        return tuple(headers), self._spellings
+
+
+def _other_spellings(names: list[str]) -> tuple[str, ...]:
+    """Names that an application behind CGI or WSGI takes for these: underscores for dashes and
+    the reverse, in both cases for gateways that compare exactly. Never one of the names itself,
+    for in Envoy removal wins over setting whatever the case."""
+    spellings = dict.fromkeys(
+        spelling for name in names for spelling in (name.replace("-", "_"), name.replace("_", "-"))
+    )
+    others = [spelling for spelling in spellings if spelling not in names]
+    return tuple(case for spelling in others for case in (spelling, spelling.upper()))
