@@ -2,17 +2,23 @@
 
 A store handles bytes under hashed keys and knows no meaning; `sessions.seal` makes records
 unreadable without the cookie; `sessions.live` is where the rest of the service asks for a
-session; `sessions.interface` are Flask-Session's hooks over the two. This room knows no token
-endpoint and no gateway.
+session; `sessions.cookies` reads and writes the cookie's two headers; `sessions.interface` are
+Flask-Session's hooks over them. This room knows no token endpoint and no gateway.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, Protocol
+from datetime import datetime, timedelta, timezone
+from typing import Annotated, Any, Protocol
 
 import msgspec
+
+Moment = Annotated[datetime, msgspec.Meta(tz=True)]
+"""A point in time that knows its zone; a naive one is refused when a record is read."""
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_MICROSECOND = timedelta(microseconds=1)
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -32,16 +38,20 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id_token: str = ""
     access_token: str = ""
     refresh_token: str = ""
-    access_token_expires: datetime | None = None
-    created: datetime
-    last_seen: datetime
-    expires: datetime
+    access_token_expires: Moment | None = None
+    created: Moment
+    last_seen: Moment
+    expires: Moment
+
+    def __repr__(self) -> str:
+        """Says when, never who and with what: a record holds tokens, and text ends up in logs."""
+        return f"<Session until {self.expires.isoformat()}>"
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a store holds under one key: the bytes, a version that changes with every save, and
-    when the entry ceases to exist (aware UTC)."""
+    """What a store holds under one key: the bytes, a version that changes with every save (and
+    is compared for equality only), and when the entry ceases to exist (aware UTC)."""
 
     value: bytes
     version: int
@@ -49,8 +59,12 @@ class Entry:
 
 
 class Store(Protocol):
-    """Bytes under keys, each with an expiry. Every method raises `errors.StoreDown` when the
-    store does not answer in time, and nothing else. Safe for threads and for several processes."""
+    """Bytes under keys, each with an expiry on the clock that the store was given. Every method
+    but ``close`` raises `errors.StoreDown` when the store does not answer in time, and nothing
+    else. Safe for threads, for several processes, and for use after a fork."""
+
+    notices: tuple[str, ...]
+    """What an operator should be told about where the data are; empty when all is as asked."""
 
     def load(self, key: str) -> Entry | None:
         """The live entry, or ``None`` when there is none or it has expired."""
@@ -65,16 +79,28 @@ class Store(Protocol):
         if_version: int | None = None,
     ) -> bool:
         """Writes, and says whether it did: ``False`` when ``if_absent`` found a live entry, or
-        ``if_version`` another version or none. Atomic across threads and processes."""
+        ``if_version`` another version or none. Atomic across threads and processes. Giving both
+        conditions is a ValueError."""
 
     def delete(self, key: str) -> bool:
         """Removes the entry; ``False`` when there was no live one."""
 
     def sweep(self) -> int:
-        """Removes a bounded number of expired entries and says how many."""
+        """Removes a bounded number of expired entries and says how many; call it again while it
+        removes something."""
 
     def ping(self) -> None:
         """Returns when the store can be read *and* written."""
 
     def close(self) -> None:
-        """Lets go of files and connections."""
+        """Lets go of files and connections; a later call opens them anew."""
+
+
+def to_microseconds(moment: datetime) -> int:
+    """Whole microseconds since 1970 UTC, without passing through a float."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_microseconds(count: int) -> datetime:
+    """The aware UTC moment that many microseconds after 1970; OverflowError far outside years."""
+    return _EPOCH + timedelta(microseconds=count)

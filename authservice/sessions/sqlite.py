@@ -1,0 +1,363 @@
+"""A store in one SQLite file, in WAL mode: for one host, with any number of workers.
+
+Owns the file (created with mode 0600, never one that is not ours), its schema and its
+connections; several processes may use it at once, a network file system may not. It knows
+nothing of what the bytes mean. Built by the composition root; called by `sessions.live`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sqlite3
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from urllib.parse import quote
+
+from authservice.errors import StoreDown
+from authservice.sessions import Entry, from_microseconds, to_microseconds
+
+BUSY_TIMEOUT = timedelta(seconds=2)
+"""How long a statement waits for another process's write."""
+
+SWEEP_LIMIT = 1000
+"""How many expired entries one sweep removes at most."""
+
+_APPLICATION_ID = int.from_bytes(b"AuSv", "big")
+_SCHEMA_VERSION = 1
+_SQLITE_MAGIC = b"SQLite format 3\0"
+_BOLT_MAGIC = bytes.fromhex("edda0ced")
+_BOLT_MAGIC_AT = 16
+_BUSY_CODES = (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED (named in sqlite3 only since Python 3.11)
+
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS entries"
+    " (key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, expires INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS entries_by_expiry ON entries (expires)",
+    "CREATE TABLE IF NOT EXISTS probe (id INTEGER PRIMARY KEY CHECK (id = 1), at INTEGER NOT NULL)",
+    f"PRAGMA application_id = {_APPLICATION_ID}",
+    f"PRAGMA user_version = {_SCHEMA_VERSION}",
+)
+
+_UPSERT = (
+    "INSERT INTO entries (key, value, version, expires) VALUES (:key, :value, :version, :expires)"
+    " ON CONFLICT (key) DO UPDATE"
+    " SET value = excluded.value, version = excluded.version, expires = excluded.expires"
+)
+_INSERT_IF_ABSENT = _UPSERT + " WHERE entries.expires <= :now"
+_UPDATE_IF_VERSION = (
+    "UPDATE entries SET value = :value, version = :version, expires = :expires"
+    " WHERE key = :key AND version = :if_version AND expires > :now"
+)
+_SWEEP = "DELETE FROM entries WHERE key IN (SELECT key FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)"
+
+
+class SqliteStore:
+    """The `Store` contract over one file. Every failure is `errors.StoreDown`; the constructor
+    raises nothing: a file that cannot be used yet is tried again at each call."""
+
+    def __init__(self, path: str | os.PathLike[str], now: Callable[[], datetime]) -> None:
+        self._asked = Path(path)
+        self._now = now
+        self._prepare_lock = threading.Lock()
+        self._connections = _Connections()
+        self._file: Path | None = None
+        self.notices: tuple[str, ...] = ()
+        try:
+            self._ready()
+        except (sqlite3.Error, OSError, RuntimeError, ValueError):
+            pass  # said by every call, `ping` first of all
+
+    @property
+    def path(self) -> Path:
+        """The file that is used; the one that was asked for until that is known."""
+        return self._file or self._asked
+
+    def load(self, key: str) -> Entry | None:
+        with self._connection() as connection:
+            row = connection.execute(
+                "SELECT value, version, expires FROM entries WHERE key = ? AND expires > ?",
+                (key, to_microseconds(self._now())),
+            ).fetchone()
+            return _entry(row) if row else None
+
+    def save(
+        self,
+        key: str,
+        value: bytes,
+        expires: datetime,
+        *,
+        if_absent: bool = False,
+        if_version: int | None = None,
+    ) -> bool:
+        if if_absent and if_version is not None:
+            raise ValueError("if_absent and if_version exclude each other")
+        statement = _UPSERT
+        if if_absent:
+            statement = _INSERT_IF_ABSENT
+        elif if_version is not None:
+            statement = _UPDATE_IF_VERSION
+        row = {
+            "key": key,
+            "value": value,
+            "version": secrets.randbits(62),
+            "expires": to_microseconds(expires),
+            "now": to_microseconds(self._now()),
+            "if_version": if_version,
+        }
+        with self._connection() as connection:
+            return connection.execute(statement, row).rowcount == 1
+
+    def delete(self, key: str) -> bool:
+        """As the contract says; it is on the disk when this returns, so that no power cut brings
+        an ended session back (every other write may lose the last moments before one)."""
+        with self._connection() as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            deleted = connection.execute(
+                "DELETE FROM entries WHERE key = ? AND expires > ?", (key, to_microseconds(self._now()))
+            )
+            connection.execute("PRAGMA synchronous = NORMAL")
+            return deleted.rowcount == 1
+
+    def sweep(self) -> int:
+        with self._connection() as connection:
+            return connection.execute(_SWEEP, (to_microseconds(self._now()), SWEEP_LIMIT)).rowcount
+
+    def ping(self) -> None:
+        """Writes one row, so that a full disk or a file turned read-only shows, and reads."""
+        with self._connection() as connection:
+            connection.execute("INSERT OR REPLACE INTO probe (id, at) VALUES (1, ?)", (to_microseconds(self._now()),))
+            connection.execute("SELECT key FROM entries LIMIT 1").fetchone()
+
+    def close(self) -> None:
+        self._connections.close()
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        """A connection of this process that no other thread uses meanwhile. After any failure it
+        is thrown away, so that the next call begins anew."""
+        try:
+            file, file_id = self._ready()
+            connection = self._connections.take(file, file_id)
+        except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:
+            raise _store_down(self.path, error) from error
+        try:
+            yield connection
+        except BaseException as error:
+            _close_quietly(connection)
+            if isinstance(error, sqlite3.Error):
+                raise _store_down(self.path, error) from error
+            raise
+        self._connections.give_back(connection)
+
+    def _ready(self) -> tuple[Path, tuple[int, int]]:
+        """The file to use and which one it is on the disk; made ready the first time, and again
+        when somebody took it away. Raises what `_prepare` raises."""
+        if self._file is not None:
+            try:
+                return self._file, _file_id(self._file)
+            except FileNotFoundError:
+                pass
+        if not self._prepare_lock.acquire(timeout=BUSY_TIMEOUT.total_seconds()):
+            raise TimeoutError("still being made ready")
+        try:
+            if self._file is None or not self._file.exists():
+                self._file, self.notices = _prepare(self._asked)
+            return self._file, _file_id(self._file)
+        finally:
+            self._prepare_lock.release()
+
+
+class _Connection(sqlite3.Connection):
+    """Remembers which file on the disk it was opened on."""
+
+    file_id: tuple[int, int]
+
+
+class _Connections:
+    """The idle connections of one process, newest first. A connection must not cross a fork,
+    and must not be closed in the child either (https://www.sqlite.org/howtocorrupt.html §2.6),
+    so what came over a fork is set aside and never touched again."""
+
+    def __init__(self) -> None:
+        self._idle: deque[_Connection] = deque()
+        self._pid = os.getpid()
+        self._not_ours: list[deque[_Connection]] = []
+
+    def take(self, file: Path, file_id: tuple[int, int]) -> _Connection:
+        """One that was opened on this very file; sqlite3.Error when none can be opened."""
+        self._leave_behind_parents()
+        while True:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                return _connect(file, file_id)
+            if connection.file_id == file_id:
+                return connection
+            _close_quietly(connection)
+
+    def give_back(self, connection: _Connection) -> None:
+        self._idle.append(connection)
+
+    def close(self) -> None:
+        self._leave_behind_parents()
+        while True:
+            try:
+                _close_quietly(self._idle.pop())
+            except IndexError:
+                return
+
+    def _leave_behind_parents(self) -> None:
+        if self._pid != os.getpid():
+            self._not_ours.append(self._idle)
+            self._idle = deque()
+            self._pid = os.getpid()
+
+
+def _connect(file: Path, file_id: tuple[int, int], mode: str = "rw") -> _Connection:
+    connection = sqlite3.connect(
+        f"file:{quote(str(file))}?mode={mode}",
+        uri=True,
+        timeout=BUSY_TIMEOUT.total_seconds(),
+        isolation_level=None,
+        check_same_thread=False,
+        factory=_Connection,
+    )
+    connection.file_id = file_id
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _file_id(file: Path) -> tuple[int, int]:
+    there = file.stat()
+    return there.st_dev, there.st_ino
+
+
+def _entry(row: tuple[bytes, int, int]) -> Entry:
+    value, version, expires = row
+    if not (isinstance(value, bytes) and isinstance(version, int) and isinstance(expires, int)):
+        raise sqlite3.DatabaseError("a row of another shape than ours")
+    return Entry(value, version, from_microseconds(expires))
+
+
+def _close_quietly(connection: sqlite3.Connection) -> None:
+    try:
+        connection.close()
+    except sqlite3.Error:
+        pass  # what was committed is in the log file, and the next connection reads it
+
+
+def _store_down(file: Path, error: Exception) -> StoreDown:
+    code = getattr(error, "sqlite_errorname", None) or type(error).__name__
+    return StoreDown(f"session store {file}: {code}: {error}")
+
+
+def _prepare(asked: Path) -> tuple[Path, tuple[str, ...]]:
+    """Finds or creates the file to use and makes it ours: name, mode, schema.
+
+    The file's own name if that is free or ours; else the name with ``.sqlite`` behind, and a
+    notice. Raises sqlite3.Error, OSError, or RuntimeError (a loop of links).
+    """
+    file = asked.resolve()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    notices = []
+    foreign = _foreign(file)
+    if foreign:
+        beside = file.with_name(file.name + ".sqlite")
+        if _foreign(beside):
+            raise OSError(f"neither {file} nor {beside} is a session database")
+        notices.append(f"{file} is {foreign} and is left untouched; sessions are kept in {beside}")
+        file = beside
+    if not _create(file):
+        notices.append(f"{file} belongs to another user, so its mode was not brought to 0600")
+    _set_up(file)
+    return file, tuple(notices)
+
+
+def _foreign(file: Path) -> str:
+    """What the file is, when it is not ours to use; empty when it is, or is not there.
+
+    SQLite itself looks first: opening the file by hand and closing it again would let go of the
+    locks that another connection of this process may hold on it (howtocorrupt.html §2.2).
+    """
+    try:
+        there = file.stat()
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISREG(there.st_mode):
+        return "not a file"
+    if there.st_size == 0:
+        return ""
+    try:
+        connection = _connect(file, (there.st_dev, there.st_ino), mode="ro")
+        try:
+            owner = connection.execute("PRAGMA application_id").fetchone()[0]
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        finally:
+            connection.close()
+    except sqlite3.DatabaseError as error:
+        head = b"" if isinstance(error, sqlite3.OperationalError) else file.read_bytes()[:64]
+        if not head or head.startswith(_SQLITE_MAGIC):
+            raise
+        bolt = head[_BOLT_MAGIC_AT : _BOLT_MAGIC_AT + 4] == _BOLT_MAGIC
+        return "a BoltDB file of the former service" if bolt else "not an SQLite file"
+    return "" if owner == _APPLICATION_ID or (owner == 0 and tables == 0) else "another program's SQLite file"
+
+
+def _create(file: Path) -> bool:
+    """Makes an empty file that only we may read (SQLite gives ``-wal`` and ``-shm`` the same
+    mode), or takes other people's rights off the existing ones. ``False`` when we may not: the
+    files belong to somebody else, as on a volume shared through a group."""
+    try:
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return True
+    except FileExistsError:
+        pass
+    try:
+        for one in (file, file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")):
+            if one.exists() and stat.S_IMODE(one.stat().st_mode) != 0o600:
+                one.chmod(0o600)
+    except FileNotFoundError:
+        pass  # another process closed the file for good between the two calls
+    except PermissionError:
+        return False
+    return True
+
+
+def _set_up(file: Path) -> None:
+    """WAL mode and the schema, also when several processes start on one new file at once: the
+    switch to WAL does not wait for others by itself, so it is tried again for a while."""
+    deadline = time.monotonic() + 2 * BUSY_TIMEOUT.total_seconds()
+    while True:
+        try:
+            connection = _connect(file, (0, 0))
+            try:
+                return _install(connection)
+            finally:
+                connection.close()
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", _BUSY_CODES[0])
+            if code & 0xFF not in _BUSY_CODES or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _install(connection: sqlite3.Connection) -> None:
+    if connection.execute("PRAGMA user_version").fetchone()[0] > _SCHEMA_VERSION:
+        raise sqlite3.DatabaseError("the file was written by a newer version of this service")
+    if connection.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+        raise sqlite3.DatabaseError("this file system does not support SQLite's WAL mode")
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        for statement in _SCHEMA:
+            connection.execute(statement)
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
