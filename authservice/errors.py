@@ -64,11 +64,13 @@ class AuthServiceError(Exception):
 
 
 class SettingsError(AuthServiceError):
-    """The settings cannot be used. ``problems`` has one line for each, naming its variable."""
+    """The settings cannot be used. ``problems`` has one line for each, naming its variable;
+    ``warnings`` what else was found (a misspelt name may explain a missing one)."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], warnings: list[str] | None = None) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.warnings = warnings or []
 
 
 class Refused(AuthServiceError):

@@ -1,0 +1,82 @@
+"""`Settings`: the declared values and everything that follows from them.
+
+This is what the rest of the service is built from. Paths here are canonical and have no trailing
+slash; addresses are complete, or relative where the prefix is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from authservice.settings.addresses import derive, join_path, path_of
+from authservice.settings.table import Declared
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Declared):
+    """All settings of one process. Made by `settings.load`; attributes as in `Declared`."""
+
+    @property
+    def prefix_path(self) -> str:
+        """The path of our own pages, for example ``/authservice``."""
+        return path_of(self.authservice_url_prefix)
+
+    @property
+    def callback_path(self) -> str:
+        """Where the provider sends browsers back to."""
+        return path_of(self.redirect_url)
+
+    @property
+    def verify_path(self) -> str:
+        """Where gateways that want a verdict ask."""
+        return path_of(self.verify_auth_url)
+
+    @property
+    def login_path(self) -> str:
+        return join_path(self.prefix_path, "login")
+
+    @property
+    def logout_path(self) -> str:
+        return join_path(self.prefix_path, "logout")
+
+    @property
+    def forward_auth_path(self) -> str:
+        return join_path(self.prefix_path, "forward-auth")
+
+    @property
+    def skip_prefixes(self) -> tuple[str, ...]:
+        """All path prefixes that need no authentication, our own first."""
+        return tuple(dict.fromkeys((self.prefix_path, *self.skip_auth_urls)))
+
+    @property
+    def outside_scheme(self) -> str | None:
+        """``"http"`` or ``"https"`` when an absolute callback or prefix tells; else ``None``."""
+        return outside(self.redirect_url, self.authservice_url_prefix)[0]
+
+    @property
+    def outside_host(self) -> str | None:
+        """The host, with its port if one is named, under which browsers find us; else ``None``."""
+        return outside(self.redirect_url, self.authservice_url_prefix)[1]
+
+    @property
+    def theme_url(self) -> str:
+        """The base of the theme's files; relative to a page below ``<prefix>/site/`` by default."""
+        return derive(self.themes_url, self.theme)
+
+    def sealing_key_material(self) -> bytes:
+        """What the service's own key is derived from; the same on all replicas, never empty."""
+        return next(
+            secret.reveal().encode()
+            for secret in (self.secret_key, self.client_secret, self.client_private_key)
+            if secret
+        )
+
+
+def outside(redirect_url: str, prefix: str) -> tuple[str | None, str | None]:
+    """Scheme and host under which browsers find us, from the first address that names them."""
+    for address in (redirect_url, prefix):
+        parts = urlsplit(address)
+        if parts.scheme and parts.netloc:
+            return parts.scheme, parts.netloc.lower()
+    return None, None

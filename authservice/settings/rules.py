@@ -1,0 +1,281 @@
+"""Rules between settings: what is refused, and what is only said.
+
+A rule is a generator of finished lines. Its parameters are names of settings (in lower case), and
+it is asked only when all of these could be read; ``texts`` are the raw texts of those that are set.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from ipaddress import IPv4Network, IPv6Network
+
+from authservice.settings.addresses import join_path, path_of
+from authservice.settings.derived import outside
+from authservice.settings.kinds import can_match, split
+from authservice.settings.secret import Secret
+from authservice.urls import parse_authority
+
+Lines = Iterator[str]
+
+# --- problems --------------------------------------------------------------------------------
+
+
+def ports_differ(server_port: int, web_server_port: int, readiness_probe_port: int | None) -> Lines:
+    ports = {"SERVER_PORT": server_port, "WEB_SERVER_PORT": web_server_port}
+    if readiness_probe_port is not None:
+        ports["READINESS_PROBE_PORT"] = readiness_probe_port
+    seen: dict[int, str] = {}
+    for name, port in ports.items():
+        if port in seen:
+            yield f"{name}: {port} is also {seen[port]}. Takes a port of its own."
+        seen.setdefault(port, name)
+
+
+_FRAMING = frozenset({
+    "connection", "content-encoding", "content-length", "content-type", "cookie", "date", "expect", "host",
+    "keep-alive", "location", "proxy-authenticate", "proxy-authorization", "set-cookie", "te", "trailer",
+    "transfer-encoding", "upgrade", "www-authenticate", "x-envoy-auth-headers-to-remove",
+})
+
+
+def headers_differ(
+    userid_header: str, groups_header: str, auth_method_header: str, auth_header: str, id_token_header: str
+) -> Lines:
+    """Applications may read ``_`` and ``-`` in a header's name as the same."""
+    seen = {_folded(auth_header): "AUTH_HEADER"}
+    seen.setdefault(_folded(id_token_header), "ID_TOKEN_HEADER")
+    told = {"USERID_HEADER": userid_header, "GROUPS_HEADER": groups_header, "AUTH_METHOD_HEADER": auth_method_header}
+    for name, header in told.items():
+        if not header:
+            continue
+        if _folded(header) in _FRAMING:
+            yield f"{name}: {header} already means something in HTTP. Takes a header of its own."
+        if _folded(header) in seen:
+            yield f"{name}: {header} is also {seen[_folded(header)]}. Takes a header of its own."
+        seen.setdefault(_folded(header), name)
+
+
+def _folded(header: str) -> str:
+    return header.lower().replace("_", "-")
+
+
+def routes_differ(authservice_url_prefix: str, redirect_url: str, verify_auth_url: str) -> Lines:
+    prefix = path_of(authservice_url_prefix)
+    taken = {
+        join_path(prefix, "login"): "the login",
+        join_path(prefix, "logout"): "the logout",
+        join_path(prefix, "forward-auth"): "forward-auth",
+        "/healthz": "the health check",
+        "/readyz": "the readiness check",
+    }
+    for name, address in {"VERIFY_AUTH_URL": verify_auth_url, "REDIRECT_URL": redirect_url}.items():
+        path = path_of(address)
+        if path in taken or path == prefix:
+            yield f"{name}: {path} is the path of {taken.get(path, 'our own pages')}. Takes a path of its own."
+        taken.setdefault(path, name)
+    callback, verify = path_of(redirect_url), path_of(verify_auth_url)
+    if callback.startswith(f"{verify}/"):
+        yield f"REDIRECT_URL: {callback} is below {verify}, where gateways ask. Takes a path elsewhere."
+
+
+def a_key_for_logins(client_secret: Secret, client_private_key: Secret, secret_key: Secret) -> Lines:
+    if not (client_secret or client_private_key or secret_key):
+        yield (
+            "SECRET_KEY: not set, and CLIENT_SECRET is empty, so that there is nothing to derive the key of "
+            "logins from. Set SECRET_KEY to at least 16 random characters, the same on all replicas."
+        )
+
+
+def private_key_fits(oidc_client_auth_method: str, client_private_key: Secret) -> Lines:
+    if oidc_client_auth_method == "private_key_jwt" and not client_private_key:
+        yield "CLIENT_PRIVATE_KEY: not set. private_key_jwt needs a private key (PEM); CLIENT_PRIVATE_KEY_FILE may name it."
+    if client_private_key and "-----BEGIN" not in client_private_key.reveal():
+        yield (
+            f"CLIENT_PRIVATE_KEY: {len(client_private_key.reveal())} characters, not PEM. Takes the whole text "
+            "of a PEM file, line breaks included; CLIENT_PRIVATE_KEY_FILE may name that file."
+        )
+
+
+def cookie_name_keeps_its_promise(
+    session_cookie_name: str,
+    session_cookie_secure: bool | None,
+    session_cookie_domain: str,
+    redirect_url: str,
+    authservice_url_prefix: str,
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...],
+) -> Lines:
+    """RFC 6265bis §4.1.3: browsers drop a cookie whose name promises more than it holds."""
+    name = session_cookie_name.lower()
+    if not name.startswith(("__host-", "__secure-")):
+        return
+    scheme = outside(redirect_url, authservice_url_prefix)[0]
+    secure = session_cookie_secure or (
+        session_cookie_secure is None and (scheme == "https" or (scheme is None and bool(trusted_proxies)))
+    )
+    if not secure:
+        yield (
+            f"SESSION_COOKIE_NAME: {session_cookie_name} needs a Secure cookie, and browsers would drop this "
+            "one. Set SESSION_COOKIE_SECURE=true (and reach the site over https), or take another name."
+        )
+    if name.startswith("__host-") and session_cookie_domain:
+        yield (
+            f"SESSION_COOKIE_NAME: {session_cookie_name} allows no Domain, but SESSION_COOKIE_DOMAIN is set. "
+            "Leave one of them out."
+        )
+
+
+def same_site_none_is_secure(
+    session_same_site: str, session_cookie_secure: bool | None, redirect_url: str, authservice_url_prefix: str
+) -> Lines:
+    scheme = outside(redirect_url, authservice_url_prefix)[0]
+    if session_same_site == "None" and (
+        session_cookie_secure is False or (session_cookie_secure is None and scheme == "http")
+    ):
+        yield (
+            "SESSION_SAME_SITE: None needs a Secure cookie, and browsers would drop this one. Set "
+            "SESSION_COOKIE_SECURE=true (and reach the site over https), or take Lax."
+        )
+
+
+def cookie_domain_covers_us(session_cookie_domain: str, redirect_url: str, authservice_url_prefix: str) -> Lines:
+    authority = parse_authority(outside(redirect_url, authservice_url_prefix)[1] or "")
+    if not session_cookie_domain or authority is None:
+        return
+    if authority.host != session_cookie_domain and not authority.host.endswith("." + session_cookie_domain):
+        yield (
+            f"SESSION_COOKIE_DOMAIN: {session_cookie_domain} does not cover {authority.host}, where the callback "
+            "sets the cookie: browsers would drop it."
+        )
+
+
+def the_store_has_a_place(
+    session_store_type: str, session_store_redis_addr: str, texts: Mapping[str, str]
+) -> Lines:
+    if session_store_type == "redis" and not session_store_redis_addr:
+        yield "SESSION_STORE_REDIS_ADDR: set to nothing, but SESSION_STORE_TYPE is redis. Takes host:port or a URL."
+    if session_store_type == "filesystem" and texts.get("SESSION_STORE_PATH") == "":
+        yield "SESSION_STORE_PATH: set to nothing. Takes the path of a file in a folder that we can write to."
+
+
+PROBLEMS: tuple[Callable[..., Lines], ...] = (
+    ports_differ,
+    headers_differ,
+    routes_differ,
+    a_key_for_logins,
+    private_key_fits,
+    cookie_name_keeps_its_promise,
+    same_site_none_is_secure,
+    cookie_domain_covers_us,
+    the_store_has_a_place,
+)
+
+# --- warnings --------------------------------------------------------------------------------
+
+
+def without_effect(texts: Mapping[str, str]) -> Lines:
+    if texts.get("OIDC_STATE_STORE_PATH"):
+        yield "OIDC_STATE_STORE_PATH: accepted, without effect. A login on its way is kept in the browser, sealed."
+    if texts.get("USERID_TOKEN_HEADER"):
+        yield "USERID_TOKEN_HEADER: accepted, without effect. No header carries the ID token to the application."
+
+
+def the_old_store(texts: Mapping[str, str]) -> Lines:
+    if texts.get("SESSION_STORE_TYPE") == "boltdb":
+        yield "SESSION_STORE_TYPE: boltdb now means filesystem, one SQLite file at SESSION_STORE_PATH."
+
+
+def never_matching(texts: Mapping[str, str]) -> Lines:
+    never = [entry for entry in split(texts.get("SKIP_AUTH_URLS", "")) if not can_match(entry)]
+    if never:
+        shown = ", ".join(repr(entry.partition("?")[0]) for entry in never if "@" not in entry) or "some"
+        yield f"SKIP_AUTH_URLS: {shown} never matches: entries are path prefixes that begin with /."
+
+
+def nobody_passes(groups_allowlist: tuple[str, ...]) -> Lines:
+    if not groups_allowlist:
+        yield "GROUPS_ALLOWLIST: empty, so nobody may pass. Everybody who is logged in may pass with *."
+
+
+def everybody_is_trusted(trusted_proxies: tuple[IPv4Network | IPv6Network, ...]) -> Lines:
+    if any(network.prefixlen == 0 for network in trusted_proxies):
+        yield "TRUSTED_PROXIES: every address is trusted, so every client can say what scheme and address it has."
+
+
+def whole_top_level(allowed_redirect_hosts: tuple[str, ...]) -> Lines:
+    for host in allowed_redirect_hosts:
+        if re.fullmatch(r"\*?\.[^.:]+(:.*)?", host):
+            yield f"ALLOWED_REDIRECT_HOSTS: {host} covers every host below that one word."
+
+
+def empty_client_id(client_id: str) -> Lines:
+    if not client_id:
+        yield "CLIENT_ID: set to nothing. No provider that we know logs anybody in for such a client."
+
+
+def stray_line_breaks(client_id: str, client_secret: Secret, session_store_redis_pwd: Secret) -> Lines:
+    texts = {
+        "CLIENT_ID": client_id,
+        "CLIENT_SECRET": client_secret.reveal(),
+        "SESSION_STORE_REDIS_PWD": session_store_redis_pwd.reveal(),
+    }
+    for name, text in texts.items():
+        if text != text.strip():
+            yield f"{name}: begins or ends with a blank or line break, which is taken as part of it."
+
+
+def guessable_key(client_secret: Secret, secret_key: Secret) -> Lines:
+    if not secret_key and 0 < len(client_secret.reveal()) < 16:
+        yield (
+            "CLIENT_SECRET: shorter than 16 characters, and the key of logins is derived from it. Set SECRET_KEY "
+            "to at least 16 random characters, the same on all replicas."
+        )
+
+
+def two_hosts(redirect_url: str, authservice_url_prefix: str) -> Lines:
+    callback, prefix = outside(redirect_url, "")[1], outside("", authservice_url_prefix)[1]
+    if callback and prefix and callback != prefix:
+        yield "REDIRECT_URL: names another host than AUTHSERVICE_URL_PREFIX; the cookie is set on the callback's host."
+
+
+def same_site_none_may_fail(
+    session_same_site: str,
+    session_cookie_secure: bool | None,
+    redirect_url: str,
+    authservice_url_prefix: str,
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...],
+) -> Lines:
+    unknown = outside(redirect_url, authservice_url_prefix)[0] is None and not trusted_proxies
+    if session_same_site == "None" and session_cookie_secure is None and unknown:
+        yield (
+            "SESSION_SAME_SITE: None needs a Secure cookie, and nothing here tells that the outside is https. "
+            "Set SESSION_COOKIE_SECURE=true."
+        )
+
+
+def idle_longer_than_age(session_idle_timeout: timedelta | None, session_max_age: timedelta) -> Lines:
+    if session_idle_timeout is not None and session_idle_timeout >= session_max_age:
+        yield "SESSION_IDLE_TIMEOUT: not shorter than SESSION_MAX_AGE, so it has no effect."
+
+
+def prefix_for_nobody(check_path_prefix: str, gateway: tuple[str, ...]) -> Lines:
+    if check_path_prefix and "envoy" not in gateway:
+        yield "CHECK_PATH_PREFIX: has no effect without envoy in GATEWAY."
+
+
+WARNINGS: tuple[Callable[..., Lines], ...] = (
+    without_effect,
+    the_old_store,
+    never_matching,
+    nobody_passes,
+    everybody_is_trusted,
+    whole_top_level,
+    empty_client_id,
+    stray_line_breaks,
+    guessable_key,
+    two_hosts,
+    same_site_none_may_fail,
+    idle_longer_than_age,
+    prefix_for_nobody,
+)

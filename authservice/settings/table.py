@@ -1,0 +1,365 @@
+"""The table: every setting, declared once.
+
+A field of `Declared` is a setting. Its name in lower case is the attribute's, its annotation the
+type of the value; the rest of the row (how the text is read, the default's text, what it is for)
+stands in the field's metadata. Documentation, ``check-config`` and the rules about secrets all
+come from here. A default of ``None`` means that the variable must be set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from functools import partial
+from ipaddress import IPv4Network, IPv6Network
+from pathlib import Path
+from typing import Any, Literal
+
+from authservice.identity import Transformers
+from authservice.settings import addresses, kinds
+from authservice.settings.kinds import Kind
+from authservice.settings.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One setting. ``otherwise`` says what an empty default stands for; a secret's value is never
+    shown, and can also be given as a file named by ``<name>_FILE``."""
+
+    name: str
+    section: str
+    kind: Kind
+    default: str | None
+    help: str
+    otherwise: str
+    example: str
+    secret: bool
+
+
+def _setting(
+    section: str,
+    kind: Kind,
+    default: str | None,
+    help: str,
+    *,
+    otherwise: str = "",
+    example: str = "",
+    secret: bool = False,
+) -> Any:
+    make = partial(
+        Row, section=section, kind=kind, default=default, help=help,
+        otherwise=otherwise, example=example, secret=secret,
+    )
+    return field(metadata={"row": make})
+
+
+def _section(title: str) -> Callable[..., Any]:
+    return partial(_setting, title)
+
+
+_provider = _section("The OpenID provider")
+_address = _section("Where AuthService is")
+_gateway = _section("The gateway and its checks")
+_identity = _section("What the application is told")
+_access = _section("Who may pass")
+_session = _section("Sessions and their cookie")
+_bearer = _section("Tokens of programs")
+_page = _section("Pages")
+_server = _section("The server")
+_ignored = _section("Accepted, without effect")
+
+CONTEXT_PREFIX = "TEMPLATE_CONTEXT_"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """The values of all settings, each under its variable's name in lower case."""
+
+    # --- provider ---
+    oidc_provider: str = _provider(
+        addresses.ISSUER, None,
+        "The issuer. Compared exactly with what the provider says of itself: a trailing slash counts.",
+        example="https://login.example.com/realms/main",
+    )
+    client_id: str = _provider(kinds.TEXT, None, "Our client id at the provider.", example="authservice")
+    client_secret: Secret = _provider(
+        kinds.SECRET, None,
+        "Our client secret at the provider; may be set to nothing for a public client. Not required "
+        "with `OIDC_CLIENT_AUTH_METHOD=private_key_jwt`.",
+        secret=True,
+    )
+    oidc_client_auth_method: Literal["client_secret_basic", "client_secret_post", "private_key_jwt"] = _provider(
+        kinds.choice("client_secret_basic", "client_secret_post", "private_key_jwt"), "client_secret_basic",
+        "How we authenticate at the provider's token endpoint.",
+    )
+    client_private_key: Secret = _provider(
+        kinds.SECRET, "", "The private key (PEM, without passphrase) for `private_key_jwt`.", secret=True,
+    )
+    oidc_scopes: tuple[str, ...] = _provider(
+        kinds.SCOPES, "openid,email", "What is asked for at login.", example="openid,profile,email,groups",
+    )
+    oidc_auth_url: str = _provider(
+        addresses.BROWSER_ENDPOINT, "",
+        "The authorization endpoint as browsers reach it. May be a path on our own host.",
+        otherwise="discovered", example="/dex/auth",
+    )
+    oidc_token_url: str = _provider(addresses.ENDPOINT, "", "The token endpoint.", otherwise="discovered")
+    oidc_userinfo_url: str = _provider(addresses.ENDPOINT, "", "The userinfo endpoint.", otherwise="discovered")
+    oidc_jwks_url: str = _provider(addresses.ENDPOINT, "", "The provider's keys.", otherwise="discovered")
+    oidc_revocation_url: str = _provider(
+        addresses.ENDPOINT, "", "The token revocation endpoint.", otherwise="discovered"
+    )
+    oidc_end_session_url: str = _provider(
+        addresses.BROWSER_ENDPOINT, "", "The provider's logout page.", otherwise="discovered"
+    )
+    oidc_signing_algs: tuple[str, ...] = _provider(
+        kinds.some_of(*kinds.ASYMMETRIC), "RS256",
+        "Signature algorithms accepted on the provider's tokens. Anything else is refused, whatever the "
+        "token or the provider's metadata say.",
+    )
+    ca_bundle: Path | None = _provider(
+        kinds.optional(kinds.PATH, None), "",
+        "Certificates (PEM) trusted in addition to the system's, for every call to the provider.",
+        otherwise="the system's only", example="/etc/ssl/our-ca.pem",
+    )
+    provider_timeout_seconds: timedelta = _provider(
+        kinds.seconds(high=300), "10", "How long one whole exchange with the provider may take.",
+    )
+    provider_max_bytes: int = _provider(
+        kinds.whole(1024, 1 << 30, "bytes"), "1048576", "The largest answer accepted from the provider.",
+    )
+    strict_session_validation: bool = _provider(
+        kinds.SWITCH, "false", "Ask the provider's userinfo endpoint about the session at every check.",
+    )
+
+    # --- our addresses ---
+    authservice_url_prefix: str = _address(
+        addresses.ROUTE, None,
+        "Where our own pages are, as browsers see it. Only its path takes part in routing; everything "
+        "below it passes without authentication.",
+        example="/authservice/",
+    )
+    redirect_url: str = _address(
+        addresses.OPTIONAL_ROUTE, "",
+        "The callback: sent as `redirect_uri`, and its path is where we answer. Most providers need a "
+        "full URL here.",
+        otherwise="prefix + `/oidc/callback`", example="https://app.example.com/authservice/oidc/callback",
+    )
+    verify_auth_url: str = _address(
+        addresses.OPTIONAL_ROUTE, "",
+        "Where gateways that only want a verdict ask (204, 401 or 403). Only the path counts.",
+        otherwise="prefix + `/verify`",
+    )
+    homepage_url: str = _address(
+        addresses.PAGE, "", "Where a login without a page to come back to ends, and where pages lead.",
+        otherwise="prefix + `/site/homepage`",
+    )
+    after_login_url: str = _address(
+        addresses.PAGE, "",
+        "Where every login ends; the page that was asked for is added as query parameter `next`.",
+        otherwise="the page that was asked for",
+    )
+    after_logout_url: str = _address(
+        addresses.PAGE, "", "Where logging out leads.", otherwise="prefix + `/site/after_logout`",
+    )
+    allowed_redirect_hosts: tuple[str, ...] = _address(
+        kinds.REDIRECT_HOSTS, "", "Further hosts that a login may lead back to.",
+        otherwise="our own only", example="app.example.com,.apps.example.com",
+    )
+
+    # --- gateway ---
+    gateway: tuple[str, ...] = _gateway(
+        kinds.some_of("envoy", "nginx", "traefik", "caddy"), "envoy",
+        "Who asks. A dialect that is not named is not there. `envoy` is also for Istio, Ambassador and "
+        "Envoy Gateway.",
+    )
+    check_path_prefix: str = _gateway(
+        addresses.CHECK_PREFIX, "",
+        "What Envoy puts before the original path (its `path_prefix`); cut off exactly.", example="/check",
+    )
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = _gateway(
+        kinds.NETWORKS, "", "Whose `X-Forwarded-*` headers are believed.",
+        otherwise="nobody's", example="10.0.0.0/8,fd00::/8",
+    )
+    skip_auth_urls: tuple[str, ...] = _gateway(
+        kinds.SKIP_LIST, "",
+        "Path prefixes that pass without authentication, besides our own. `/dex` covers `/dex` and what "
+        "is below it, `/dex/` only what is below it.",
+        example="/dex,/healthz",
+    )
+    unauthenticated_response: Literal["auto", "redirect", "401"] = _gateway(
+        kinds.choice("auto", "redirect", "401"), "auto",
+        "What those get who are not logged in: `redirect` always sends to the login, `401` never, `auto` "
+        "sends page navigations there and tells programs 401.",
+    )
+    allow_cors_preflight: bool = _gateway(
+        kinds.SWITCH, "false",
+        "Let CORS preflights pass without authentication. Weakens: applications see such requests from "
+        "everybody.",
+    )
+
+    # --- identity ---
+    userid_claim: str = _identity(
+        kinds.SOME_TEXT, "email", "The claim that is the user id. Dots lead into nested claims.",
+        example="preferred_username",
+    )
+    userid_header: str = _identity(
+        kinds.HEADER_OR_OFF, "kubeflow-userid", "The header that tells the user id. Set to nothing: not sent.",
+    )
+    userid_prefix: str = _identity(kinds.HEADER_TEXT, "", "Put before the user id in the header.")
+    userid_transformers: Transformers = _identity(
+        kinds.TRANSFORMERS, "[]",
+        "Rules that rewrite the user id for the header, before the prefix. The first whose expression is "
+        "found applies, to all its matches; `$1`, `${1}` and `${name}` stand for groups.",
+        example='[{"matches": "@example[.]com$", "replaces": ""}]',
+    )
+    userid_lowercase: bool = _identity(
+        kinds.SWITCH, "false", "Turn the user id into lower case when a person logs in.",
+    )
+    groups_claim: str = _identity(
+        kinds.TEXT, "groups",
+        "The claim that holds the groups. Dots lead into nested claims. Set to nothing: no groups.",
+        example="realm_access.roles",
+    )
+    groups_header: str = _identity(
+        kinds.HEADER_OR_OFF, "kubeflow-groups", "The header that tells the groups. Set to nothing: not sent.",
+    )
+    auth_method_header: str = _identity(
+        kinds.HEADER_OR_OFF, "Auth-Method",
+        "The header that tells how the credential came, `cookie` or `header`. Set to nothing: not sent.",
+    )
+
+    # --- access ---
+    groups_allowlist: tuple[str, ...] = _access(
+        kinds.LIST, "*",
+        "Groups of which a person needs at least one. `*` lets every logged-in person pass; set to "
+        "nothing, nobody passes.",
+        example="admins,developers",
+    )
+    require_verified_email: bool = _access(
+        kinds.SWITCH, "false", "Refuse logins whose mail address the provider has not verified.",
+    )
+    external_authz_url: str = _access(
+        addresses.ENDPOINT, "", "A service of yours that is asked whether a logged-in person may pass.",
+        otherwise="nobody is asked",
+    )
+
+    # --- sessions ---
+    session_store_type: Literal["filesystem", "redis"] = _session(
+        kinds.choice("filesystem", "redis", synonyms={"boltdb": "filesystem"}), "filesystem",
+        "Where sessions are kept: in one file on this machine, or in Redis. The old name `boltdb` means "
+        "`filesystem`.",
+    )
+    session_store_path: Path = _session(
+        kinds.PATH, "/var/lib/authservice/data.db", "The file (SQLite) of the `filesystem` store.",
+    )
+    session_store_redis_addr: str = _session(
+        addresses.REDIS, "127.0.0.1:6379",
+        "Where Redis is. User name, password and database may also be part of a URL.",
+        example="rediss://sessions@redis.example.com:6379/0", secret=True,
+    )
+    session_store_redis_username: str = _session(
+        kinds.TEXT, "", "The user name at Redis (ACL).", otherwise="the default user",
+    )
+    session_store_redis_pwd: Secret = _session(kinds.SECRET, "", "The password at Redis.", secret=True)
+    session_store_redis_db: int = _session(addresses.REDIS_DB, "0", "The number of the database in Redis.")
+    session_max_age: timedelta = _session(
+        kinds.seconds(), "86400", "How long a login lasts at most, in seconds.",
+    )
+    session_idle_timeout: timedelta | None = _session(
+        kinds.SECONDS_OR_OFF, "0", "A session that was not used for so many seconds ends.",
+    )
+    session_cookie_name: str = _session(
+        kinds.COOKIE_NAME, "authservice_session",
+        "The session cookie's name. `__Host-` and `__Secure-` names need a Secure cookie.",
+    )
+    session_cookie_domain: str = _session(
+        kinds.DOMAIN, "",
+        "The cookie's Domain. Weakens: every host below that domain gets the cookie.",
+        otherwise="this host only", example="apps.example.com",
+    )
+    session_cookie_secure: bool | None = _session(
+        kinds.SWITCH_OR_AUTO, "auto",
+        "Whether browsers send the cookie over https only. `auto`: when `REDIRECT_URL` or the prefix is "
+        "an https URL, or a trusted proxy says so.",
+    )
+    session_cookie_httponly: bool = _session(
+        kinds.SWITCH, "true",
+        "Keep scripts from reading the cookie. `false` weakens, and is meant for one use: dashboards "
+        "whose logout button reads the cookie.",
+    )
+    session_same_site: Literal["Lax", "Strict", "None"] = _session(
+        kinds.optional(kinds.choice("Lax", "Strict", "None", any_case=True), "Lax"), "Lax",
+        "The cookie's SameSite attribute. `None` needs a Secure cookie.",
+    )
+    secret_key: Secret = _session(
+        kinds.at_least(16), "",
+        "The key of logins on their way, the same on all replicas. Needed only without a client secret "
+        "and private key.",
+        otherwise="derived from the client secret or private key", secret=True,
+    )
+
+    # --- bearer ---
+    auth_header: str = _bearer(
+        kinds.HEADER_OR_OFF, "Authorization", "The header in which a session's value is accepted as bearer.",
+    )
+    id_token_header: str = _bearer(
+        kinds.HEADER_OR_OFF, "Authorization", "The header in which ID tokens and access tokens are looked for.",
+    )
+    audiences: tuple[str, ...] = _bearer(
+        kinds.LIST, "istio-ingressgateway.istio-system.svc.cluster.local",
+        "Audiences of Kubernetes tokens and JWT access tokens.",
+    )
+    idtoken_authn_enabled: bool = _bearer(kinds.SWITCH, "true", "Accept the provider's ID tokens.")
+    kubernetes_authn_enabled: bool | None = _bearer(
+        kinds.SWITCH_OR_AUTO, "auto",
+        "Accept Kubernetes tokens. `auto`: where a cluster's credentials are found; `true` requires them.",
+    )
+    access_token_authn_enabled: bool = _bearer(kinds.SWITCH, "true", "Accept the provider's access tokens.")
+    access_token_authn: Literal["jwt", "opaque", "both"] = _bearer(
+        kinds.choice("jwt", "opaque", "both"), "jwt", "What kind of access tokens the provider issues.",
+    )
+    cache_enabled: bool = _bearer(kinds.SWITCH, "false", "Remember verdicts about tokens.")
+    cache_expiration_minutes: timedelta = _bearer(
+        kinds.MINUTES, "5", "For how long at most, in minutes; never past the token's own expiry.",
+    )
+
+    # --- pages ---
+    client_name: str = _page(kinds.TEXT, "AuthService", "The name shown on the pages.")
+    theme: str = _page(addresses.THEME_NAME, "kubeflow", "The theme's folder below `THEMES_URL`.")
+    themes_url: str = _page(addresses.THEME_BASE, "themes", "Where themes are served from.")
+    template_path: tuple[Path, ...] = _page(
+        kinds.PATHS, "", "Folders whose templates replace the built-in ones of the same name; the last one wins.",
+        otherwise="built-in ones only", example="/etc/authservice/templates",
+    )
+    template_context: Mapping[str, str] = field()
+
+    # --- server ---
+    server_hostname: str = _server(
+        kinds.BIND_HOST, "", "The address that checks and pages are answered on.", otherwise="all interfaces",
+    )
+    server_port: int = _server(kinds.PORT, "8080", "The port on which gateways ask.")
+    web_server_port: int = _server(kinds.PORT, "8082", "The port of pages, `/healthz` and `/readyz`.")
+    readiness_probe_port: int | None = _server(
+        kinds.optional(kinds.PORT, None), "", "A further port that answers only whether we are ready.",
+        otherwise="none", example="8081",
+    )
+    web_concurrency: int = _server(kinds.whole(1, 512), "2", "The number of worker processes.")
+    log_level: Literal["FATAL", "ERROR", "WARN", "INFO", "DEBUG"] = _server(
+        kinds.choice("FATAL", "ERROR", "WARN", "INFO", "DEBUG"), "INFO", "The least important lines to log.",
+    )
+
+    # --- ignored ---
+    oidc_state_store_path: str = _ignored(
+        kinds.TEXT, "", "A login on its way needs no store: it is kept in the browser, sealed.",
+    )
+    userid_token_header: str = _ignored(kinds.TEXT, "", "No header carries the ID token to the application.")
+
+    warnings: tuple[str, ...] = field()
+
+
+ROWS: tuple[Row, ...] = tuple(
+    one.metadata["row"](one.name.upper()) for one in fields(Declared) if "row" in one.metadata
+)
+"""All settings in the order of their declaration."""
