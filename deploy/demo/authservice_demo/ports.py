@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 class Ports:
     """One port for each listener. The defaults are those that the files under deploy/ name."""
 
-    gateway: int = 8000
+    gateway: int = 10000
     judge: int = 8080
     site: int = 8082
     application: int = 9000
-    envoy_admin: int = 9901
     provider: int = 5556
 
     def replace_in(self, text: str) -> str:

@@ -59,7 +59,7 @@ class Stack:
             [envoy_program(), "-c", str(self.envoy_file()), "--concurrency", "1",
              "--use-dynamic-base-id", "-l", "warn"],
             own,
-            f"{at}:{self.ports.envoy_admin}/ready",
+            f"{at}:{self.ports.gateway}/authservice/site/homepage",
         )  # fmt: skip
 
     def provider_settings(self) -> dict[str, str]:
