@@ -83,7 +83,7 @@ class Allow:
 class Deny:
     """The request may not pass. ``public`` is the one sentence that a person may see;
     ``challenge`` the ``WWW-Authenticate`` value of a 401; ``detail`` what the page may add
-    (for example the groups that would have been enough)."""
+    (for example the groups that would have been enough); ``cause`` is for the log only."""
 
     status: int
     reason: Reason
@@ -91,6 +91,7 @@ class Deny:
     challenge: str | None = None
     identity: Identity | None = None
     detail: tuple[str, ...] = ()
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)

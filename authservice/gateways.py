@@ -1,0 +1,324 @@
+"""How each gateway asks, and how it reads the answer.
+
+A dialect is a pair: ``read`` turns `RequestParts` into a `CheckRequest`, and the attributes of
+its `Style` say how a decision is spelt. Which dialects exist is decided by ``GATEWAY``; one that
+was not chosen is not there. The service's own doors (callback, login, logout) on the judge port are
+found here too, because only the dialect knows which path a gateway really asked about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, ip_address
+from urllib.parse import urlsplit
+
+from authservice.check import CheckRequest, RequestParts
+from authservice.errors import Misdirected
+from authservice.urls import canonical_path
+
+Networks = Sequence[IPv4Network | IPv6Network]
+
+
+@dataclass(frozen=True, slots=True)
+class Style:
+    """How a gateway wants its answers: the status of an allow, and whether the browser sees a redirect."""
+
+    allow_status: int
+    redirects: bool
+
+
+PASSES_ANSWERS_ON = Style(allow_status=200, redirects=True)
+"""Envoy, Traefik, Caddy: 200 allows, any other answer goes to the client as it is."""
+
+VERDICTS_ONLY = Style(allow_status=204, redirects=False)
+"""nginx and the original's verify endpoint: 204, 401 or 403; a redirect would be an error."""
+
+
+class Trust:
+    """Which peers are believed about the outside, and what is known of it from the settings.
+
+    ``outside_scheme`` is the scheme of an absolute ``REDIRECT_URL`` or prefix, if there is one; it
+    outranks whatever a header says.
+    """
+
+    def __init__(self, proxies: Networks, outside_scheme: str | None) -> None:
+        self._proxies = tuple(proxies)
+        self._outside_scheme = outside_scheme
+
+    def trusts(self, peer: str | None) -> bool:
+        """Whether the connection's other end is in ``TRUSTED_PROXIES``."""
+        if not self._proxies:
+            return False
+        if peer is None:
+            return False
+        try:
+            address = ip_address(peer.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self._proxies)
+
+    def trusts_nobody_yet(self) -> bool:
+        """Whether no proxies are named at all."""
+        return not self._proxies
+
+    def scheme(self, parts: RequestParts) -> str | None:
+        """``"http"`` or ``"https"`` as the person sees it; ``None`` when nothing trustworthy tells."""
+        if self._outside_scheme is not None:
+            return self._outside_scheme
+        if not self.trusts(parts.peer):
+            return None
+        return _scheme(parts.headers.get("x-forwarded-proto", ""))
+
+    def client(self, parts: RequestParts) -> str | None:
+        """The client's address: the last one in ``X-Forwarded-For`` that no trusted proxy added."""
+        if not self.trusts(parts.peer):
+            return parts.peer
+        hops = [hop.strip() for hop in parts.headers.get("x-forwarded-for", "").split(",") if hop.strip()]
+        for hop in reversed(hops):
+            if not self.trusts(hop):
+                return hop if _is_address(hop) else parts.peer
+        return hops[0] if hops and _is_address(hops[0]) else parts.peer
+
+
+class EnvoyDialect:
+    """Envoy, Istio, Ambassador, Envoy Gateway: the check's own method, path and Host are the original's.
+
+    ``check_prefix`` (``CHECK_PATH_PREFIX``) is cut off exactly; nothing that a client could add to
+    the request (``X-Forwarded-Uri`` and its like) is looked at.
+    """
+
+    name = "envoy"
+    style = PASSES_ANSWERS_ON
+
+    def __init__(self, trust: Trust, check_prefix: str = "") -> None:
+        self._trust = trust
+        self._check_prefix = check_prefix
+
+    def original_target(self, parts: RequestParts) -> str | None:
+        """The target behind ``CHECK_PATH_PREFIX``, or ``None`` when this is not a check of ours."""
+        target = parts.target or ""
+        if not target.startswith(self._check_prefix):
+            return None
+        rest = target[len(self._check_prefix):]
+        if self._check_prefix and rest[:1] not in ("", "/", "?"):
+            return None
+        return rest if rest.startswith("/") or not self._check_prefix else "/" + rest
+
+    def read(self, parts: RequestParts) -> CheckRequest:
+        target = self.original_target(parts)
+        if target is None:
+            raise Misdirected("the check's path does not begin with CHECK_PATH_PREFIX")
+        return CheckRequest(
+            method=parts.method,
+            scheme=self._trust.scheme(parts),
+            host=parts.headers.get("host", "").lower(),
+            target=target,
+            path=canonical_path(target),
+            headers=parts.headers,
+            client=self._trust.client(parts),
+            dialect=self.name,
+        )
+
+
+class VerifyDialect:
+    """The original's verify endpoint, and nginx's ``auth_request`` on the same path.
+
+    What follows the endpoint's path is the original path. With ``GATEWAY=nginx``, and nothing
+    following, ``X-Original-URI`` (or ``X-Original-URL``, or ``X-Forwarded-Uri``) and
+    ``X-Original-Method`` (or ``X-Forwarded-Method``) tell, and both must be there exactly once.
+    """
+
+    style = VERDICTS_ONLY
+
+    def __init__(self, trust: Trust, verify_path: str, *, nginx: bool) -> None:
+        self._trust = trust
+        self._verify_path = verify_path
+        self._nginx = nginx
+        self.name = "nginx" if nginx else "verify"
+
+    def read(self, parts: RequestParts) -> CheckRequest:
+        behind = _behind(parts.target or "", self._verify_path)
+        scheme, host, method = self._trust.scheme(parts), parts.headers.get("host", ""), parts.method
+        target = behind or ""
+        if self._nginx and not behind:
+            _require_trusted(self._trust, parts)
+            target, told_scheme, told_host = original_uri(parts.headers)
+            method = _method(parts.headers, "x-original-method", "x-forwarded-method")
+            scheme = scheme or told_scheme or _scheme(parts.headers.get("x-forwarded-proto", ""))
+            host = told_host or host
+        return CheckRequest(
+            method=method,
+            scheme=scheme,
+            host=host.lower(),
+            target=target,
+            path=canonical_path(target),
+            headers=parts.headers,
+            client=self._trust.client(parts),
+            dialect=self.name,
+        )
+
+
+class ForwardAuthDialect:
+    """Traefik's ForwardAuth and Caddy's forward_auth: ``X-Forwarded-Method/Proto/Host/Uri`` tell.
+
+    All four must be there exactly once. The check's own path and query are never looked at: Caddy
+    appends the client's query to them.
+    """
+
+    style = PASSES_ANSWERS_ON
+
+    def __init__(self, name: str, trust: Trust) -> None:
+        self.name = name
+        self._trust = trust
+
+    def read(self, parts: RequestParts) -> CheckRequest:
+        _require_trusted(self._trust, parts)
+        headers = parts.headers
+        target = _target(_once(headers, "x-forwarded-uri"), "x-forwarded-uri")
+        scheme = _scheme(_once(headers, "x-forwarded-proto"))
+        if scheme is None:
+            raise Misdirected("X-Forwarded-Proto is neither http nor https")
+        return CheckRequest(
+            method=_method(headers, "x-forwarded-method"),
+            scheme=scheme,
+            host=_once(headers, "x-forwarded-host").lower(),
+            target=target,
+            path=canonical_path(target),
+            headers=headers,
+            client=self._trust.client(parts),
+            dialect=self.name,
+        )
+
+
+Dialect = EnvoyDialect | VerifyDialect | ForwardAuthDialect
+
+
+@dataclass(frozen=True, slots=True)
+class OwnPaths:
+    """The service's own paths on the judge port, canonical."""
+
+    callback: str
+    login: str
+    logout: str
+    verify: str
+    forward_auth: str
+
+
+class Gateways:
+    """The dialects that ``GATEWAY`` chose, and the way from a request to the one that reads it."""
+
+    def __init__(self, chosen: Sequence[str], trust: Trust, own: OwnPaths, check_prefix: str = "") -> None:
+        self.trust = trust
+        self._own = own
+        self._envoy = EnvoyDialect(trust, check_prefix) if "envoy" in chosen else None
+        self._verify = VerifyDialect(trust, own.verify, nginx="nginx" in chosen)
+        forwarding = [name for name in ("traefik", "caddy") if name in chosen]
+        self._forward_auth = ForwardAuthDialect("+".join(forwarding), trust) if forwarding else None
+        self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout"}
+
+    def door(self, parts: RequestParts) -> str | None:
+        """``"callback"``, ``"login"`` or ``"logout"`` when the request is for one of them."""
+        for target in self._targets(parts):
+            path = canonical_path(target)
+            if path in self._doors:
+                return self._doors[path]
+        return None
+
+    def _targets(self, parts: RequestParts) -> list[str]:
+        """The paths that this request may be about: as sent, and behind the check prefix."""
+        targets = [parts.target or ""]
+        if self._envoy is not None:
+            original = self._envoy.original_target(parts)
+            if original is not None and original != targets[0]:
+                targets.append(original)
+        return targets
+
+    def dialect(self, parts: RequestParts) -> Dialect:
+        """The dialect that this request speaks.
+
+        Raises `errors.Misdirected` when no chosen one does.
+        """
+        path = canonical_path(parts.target or "")
+        if path is not None:
+            if path == self._own.verify or path.startswith(self._own.verify + "/"):
+                return self._verify
+            if self._forward_auth is not None and path == self._own.forward_auth:
+                return self._forward_auth
+        elif _behind(parts.target or "", self._own.verify):
+            return self._verify
+        if self._envoy is None:
+            raise Misdirected("no dialect of GATEWAY asks on this path")
+        return self._envoy
+
+
+def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
+    """The target, scheme and host that nginx or ingress-nginx tell about.
+
+    ``X-Original-URI`` is a path with query, ``X-Original-URL`` an absolute address. Only one of
+    the two may be there: the other one would be the client's own. Raises `errors.Misdirected`.
+    """
+    given = [name for name in ("x-original-uri", "x-original-url") if name in headers]
+    if len(given) > 1:
+        raise Misdirected("both X-Original-URI and X-Original-URL were sent")
+    name = given[0] if given else "x-forwarded-uri"
+    value = _once(headers, name)
+    if name == "x-original-url" and not value.startswith("/"):
+        address = urlsplit(value)
+        if address.scheme not in ("http", "https") or not address.netloc:
+            raise Misdirected("X-Original-URL is not an address")
+        target = value.partition("://")[2][len(address.netloc):] or "/"
+        return _target(target, name), address.scheme, address.netloc
+    return _target(value, name), None, ""
+
+
+def _require_trusted(trust: Trust, parts: RequestParts) -> None:
+    """In dialects that live on forwarded headers, named proxies are the only ones to be believed."""
+    if not trust.trusts_nobody_yet() and not trust.trusts(parts.peer):
+        raise Misdirected("the check did not come from an address in TRUSTED_PROXIES")
+
+
+def _once(headers: Mapping[str, str], name: str) -> str:
+    value = headers.get(name, "").strip()
+    if not value:
+        raise Misdirected(f"the gateway did not send {name}")
+    if name not in ("x-forwarded-uri", "x-original-uri", "x-original-url") and "," in value:
+        raise Misdirected(f"{name} was sent more than once")
+    return value
+
+
+def _target(value: str, name: str) -> str:
+    """A path with query. A second copy begins with a slash or a scheme again, behind the comma."""
+    for later in value.split(",")[1:]:
+        if later.lstrip().startswith(("/", "http://", "https://")):
+            raise Misdirected(f"{name} was sent more than once")
+    if not value.startswith("/"):
+        raise Misdirected(f"{name} is not a path")
+    return value
+
+
+def _method(headers: Mapping[str, str], *names: str) -> str:
+    for name in names:
+        if name in headers:
+            return _once(headers, name)
+    return _once(headers, names[0])
+
+
+def _scheme(value: str) -> str | None:
+    value = value.strip().lower()
+    return value if value in ("http", "https") else None
+
+
+def _behind(target: str, verify_path: str) -> str:
+    """What follows the verify path, with its query: ``/authservice/verify/app?q`` gives ``/app?q``."""
+    rest = target[len(verify_path):] if target.startswith(verify_path) else ""
+    return rest if rest.startswith("/") else ""
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,128 @@
+"""One check, from question to decision.
+
+`Pipeline.decide` is the only place where the order of the steps is written: paths that are open,
+true preflights, who is asking, what they may. It knows no HTTP framework, writes no log and makes
+no cookie, so that every edge (Flask, tests, a faster server) asks exactly the same rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from authservice.authn import Authenticator
+from authservice.authz import Authorizer
+from authservice.check import Allow, CheckRequest, Decision, Deny, Login, Reach
+from authservice.errors import AuthServiceError, Refused
+from authservice.identity import Identity, IdentityHeaders
+from authservice.urls import PathPrefixes, ReturnAddresses
+
+INVALID_TOKEN = 'Bearer error="invalid_token"'
+"""The challenge for a credential that was recognised and is bad (RFC 6750 §3.1)."""
+
+
+class Pipeline:
+    """The rules of one service, in their order.
+
+    ``ready`` raises `errors.NotReady` while nobody could log in. ``redirects`` says for a check
+    whether an unauthenticated client is sent to the login rather than told to authenticate.
+    """
+
+    def __init__(
+        self,
+        *,
+        open_paths: PathPrefixes,
+        preflights_pass: bool,
+        authenticators: Sequence[Authenticator],
+        authorizers: Sequence[Authorizer],
+        headers: IdentityHeaders,
+        ready: Callable[[Reach], None],
+        redirects: Callable[[CheckRequest], bool],
+        return_addresses: ReturnAddresses,
+    ) -> None:
+        self._open_paths = open_paths
+        self._preflights_pass = preflights_pass
+        self._authenticators = tuple(authenticators)
+        self._authorizers = tuple(authorizers)
+        self._headers = headers
+        self._ready = ready
+        self._redirects = redirects
+        self._return_addresses = return_addresses
+
+    def decide(self, check: CheckRequest, reach: Reach) -> Decision:
+        """Exactly one of allow, deny and login.
+
+        Raises `check.NeedsIO` (only under `Reach.MEMORY`) when a step would have to wait; every
+        failure of the closed family becomes a `Deny`, here and nowhere else.
+        """
+        if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
+            return self._allow(None)
+        try:
+            identity = self._authenticate(check, reach)
+            if identity is None:
+                self._ready(reach)
+                return self._login(check)
+            return self._authorize(check, identity, reach)
+        except Refused as error:
+            return Deny(error.status, error.reason, error.public, challenge=INVALID_TOKEN)
+        except AuthServiceError as error:
+            return Deny(error.status, error.reason, error.public, cause=str(error))
+
+    def _authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
+        for authenticator in self._authenticators:
+            identity = authenticator.authenticate(check, reach)
+            if identity is not None:
+                return identity
+        return None
+
+    def _authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Decision:
+        for authorizer in self._authorizers:
+            refusal = authorizer.authorize(check, identity, reach)
+            if refusal is not None:
+                return Deny(403, refusal.reason, refusal.public, identity=identity, detail=refusal.detail)
+        return self._allow(identity)
+
+    def _allow(self, identity: Identity | None) -> Allow:
+        set_headers, remove_headers = self._headers.render(identity)
+        return Allow(identity, set_headers, remove_headers)
+
+    def _login(self, check: CheckRequest) -> Login:
+        return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)
+        return Login(return_to, redirect=self._redirects(check))
+
+
+def is_preflight(check: CheckRequest) -> bool:
+    """A true CORS preflight: OPTIONS with both headers that make it one (Fetch §4.8)."""
+    return (
+        check.method == "OPTIONS"
+        and check.header("origin") != ""
+        and check.header("access-control-request-method") != ""
+    )
+
+
+def is_navigation(check: CheckRequest) -> bool:
+    """Whether this may be a person opening a page, judged by what plainly says that it is not.
+
+    Browsers say so themselves (Fetch Metadata: ``Sec-Fetch-Mode: navigate``). Gateways often pass
+    none of these headers on; without any sign, GET and HEAD count as navigations.
+    """
+    if "websocket" in check.header("upgrade").lower():
+        return False
+    if check.header("content-type").lower().startswith("application/grpc"):
+        return False
+    if check.header("x-requested-with"):
+        return False
+    if _wants_data(check.header("accept").lower()):
+        return False
+    mode = check.header("sec-fetch-mode").lower()
+    if mode:
+        return mode == "navigate"
+    if check.header("sec-fetch-dest").lower() not in ("", "document", "iframe", "frame"):
+        return False
+    return check.method in ("GET", "HEAD")
+
+
+def _wants_data(accept: str) -> bool:
+    """Accepts JSON or an event stream and no page: a program. ``*/*`` alone says nothing."""
+    if "text/html" in accept or "application/xhtml" in accept:
+        return False
+    return "json" in accept or "text/event-stream" in accept
