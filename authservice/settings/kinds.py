@@ -30,7 +30,7 @@ class Kind:
 
 def optional(kind: Kind, absent: Any = "") -> Kind:
     """The same kind, with an empty text standing for ``absent``."""
-    return Kind(lambda text: kind.parse(text) if text else absent, f"{kind.takes}, or nothing")
+    return Kind(lambda text: kind.parse(text) if text else absent, kind.takes)
 
 
 def _printable(text: str) -> str:
@@ -39,10 +39,11 @@ def _printable(text: str) -> str:
     return text
 
 
-TEXT = Kind(str, "any text")
+ANY = "any text"
+TEXT = Kind(str, ANY)
 SOME_TEXT = Kind(lambda text: text or _refuse("empty"), "any text but none")
 HEADER_TEXT = Kind(_printable, "printable ASCII text")
-SECRET = Kind(Secret, "any text")
+SECRET = Kind(Secret, ANY)
 PATH = Kind(Path, "the path of a file")
 TRANSFORMERS = Kind(
     Transformers.parse,

@@ -7,7 +7,6 @@ settings. It never stops at the first problem, and shows no value that is, or co
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +33,8 @@ class Examined:
     warnings: tuple[str, ...]
 
 
-def load(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings in ``environ`` (the process's own by default).
+def load(environ: Mapping[str, str]) -> Settings:
+    """The settings in these environment variables.
 
     Raises `errors.SettingsError` with all problems and warnings.
     """
@@ -45,9 +44,9 @@ def load(environ: Mapping[str, str] | None = None) -> Settings:
     return found.settings
 
 
-def examine(environ: Mapping[str, str] | None = None) -> Examined:
+def examine(environ: Mapping[str, str]) -> Examined:
     """Like `load`, but tells problems and warnings instead of raising."""
-    return _Reading(os.environ if environ is None else environ).examine()
+    return _Reading(environ).examine()
 
 
 @dataclass
@@ -58,6 +57,7 @@ class _Reading:
     texts: dict[str, str] = field(default_factory=dict)
     values: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unreadable: set[str] = field(default_factory=set)
 
     def examine(self) -> Examined:
         for row in ROWS:
@@ -82,6 +82,7 @@ class _Reading:
             if row.name in self.environ:
                 self.texts[row.name] = self.environ[row.name]
         elif row.name in self.environ:
+            self.unreadable.add(row.name)
             self.problems.append(f"{row.name}: both {row.name} and {row.name}_FILE are set. Set one of them.")
         else:
             try:
@@ -92,19 +93,23 @@ class _Reading:
                 self._file_problem(row, str(error))
 
     def _file_problem(self, row: Row, reason: str) -> None:
+        self.unreadable.add(row.name)
         self.problems.append(f"{row.name}_FILE: the file cannot be used ({reason}). Takes a file that we can read.")
 
     def _parse(self, row: Row) -> None:
-        text = self.texts.get(row.name, row.default)
-        if row.name not in self.texts and any(line.startswith(row.name) for line in self.problems):
+        if row.name in self.unreadable:
             return
+        text = self.texts.get(row.name, row.default)
         if text is None:
             if not self._excused(row.name):
                 self.problems.append(_missing(row))
                 return
             text = ""
         try:
+            text.encode()
             self.values[row.name.lower()] = row.kind.parse(text)
+        except UnicodeEncodeError:
+            self.problems.append(self._problem(row, text, "not UTF-8 text"))
         except ValueError as error:
             self.problems.append(self._problem(row, text, "; ".join(str(error).splitlines())))
 
@@ -127,7 +132,7 @@ class _Reading:
         count = f"{len(text)} character" + ("s" if len(text) > 1 else "")
         if row.secret or self._may_hold_secret(text):
             return count
-        return f"{text!r}, {count}" if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}…, {count}"
+        return f"{ascii(text)}, {count}" if len(text) <= _SHOWN else f"{ascii(text[:_SHOWN])}..., {count}"
 
     def _may_hold_secret(self, text: str) -> bool:
         secrets = (self.texts.get(row.name, "") for row in ROWS if row.secret)

@@ -1,0 +1,136 @@
+"""Start-up checks: what the settings' texts alone cannot tell, looked up on this machine.
+
+``authservice check-config`` and the start itself ask the same questions here, so that both give the
+same list. Nothing is created, changed or asked over the network: the provider and Redis may well
+come later than we do.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from authservice.errors import SettingsError
+from authservice.outbound import Http
+from authservice.pages import Pages, TemplateProblems
+from authservice.settings import Settings
+
+_BOLT_MAGIC_AT = 16
+_BOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
+_SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def problems(settings: Settings) -> tuple[str, ...]:
+    """Every reason why a service with these settings could not serve, each naming its variable."""
+    return (*_authorizer_problems(settings), *_certificate_problems(settings), *_store_problems(settings),
+            *_page_findings(settings)[0])
+
+
+def warnings(settings: Settings) -> tuple[str, ...]:
+    """What is odd but no reason not to start."""
+    return (*_store_warnings(settings), *_page_findings(settings)[1])
+
+
+def explain(error: SettingsError) -> str:
+    """The lines for the person whose service did not start."""
+    lines = [f"AuthService cannot start: {_count(len(error.problems), 'problem')} in its settings.", ""]
+    lines += [f"  - {problem}" for problem in error.problems]
+    if error.warnings:
+        lines += ["", "Also noticed:", "", *(f"  - {warning}" for warning in error.warnings)]
+    lines += ["", "`authservice settings` explains every setting; `authservice check-config` checks them again."]
+    return "\n".join(lines) + "\n"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def build_pages(settings: Settings) -> Pages:
+    """The pages of this deployment. Raises `pages.TemplateProblems`."""
+    return Pages(
+        template_paths=[str(path) for path in settings.template_path],
+        client_name=settings.client_name,
+        themes_url=settings.themes_url,
+        theme=settings.theme,
+        provider_url=settings.oidc_provider,
+        frontend=settings.template_context,
+        site_url=f"{settings.prefix_path}/site/",
+    )
+
+
+def _page_findings(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    try:
+        return (), tuple(build_pages(settings).warnings)
+    except TemplateProblems as found:
+        return found.problems, ()
+
+
+def _authorizer_problems(settings: Settings) -> Iterator[str]:
+    if settings.external_authz_url:
+        yield (
+            "EXTERNAL_AUTHZ_URL: set, but this version cannot ask an external authorizer, and starting without "
+            "its word would let everybody pass who is logged in. Unset it to let them pass."
+        )
+
+
+def _certificate_problems(settings: Settings) -> Iterator[str]:
+    if settings.ca_bundle is None:
+        return
+    try:
+        Http(settings.ca_bundle)
+    except ssl.SSLError:
+        yield f"CA_BUNDLE: {settings.ca_bundle} holds no certificates in PEM form."
+    except OSError as error:
+        yield f"CA_BUNDLE: {settings.ca_bundle} cannot be read ({error.strerror})."
+
+
+def _store_problems(settings: Settings) -> Iterator[str]:
+    """The store makes missing folders itself, so the nearest one that exists must be ours."""
+    if settings.session_store_type != "filesystem":
+        return
+    path = settings.session_store_path
+    try:
+        file = path.resolve()
+        folder = next(parent for parent in file.parents if parent.exists())
+        head = _head(file)
+    except (OSError, RuntimeError) as error:
+        yield f"SESSION_STORE_PATH: {path} cannot be used ({getattr(error, 'strerror', None) or 'a loop of links'})."
+        return
+    if not folder.is_dir():
+        yield f"SESSION_STORE_PATH: {folder} is not a folder."
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        yield (
+            f"SESSION_STORE_PATH: we may not write to {folder} (we are user {os.geteuid()}). Make the folder "
+            "ours, or name a file in another one."
+        )
+    elif head is not None and head.startswith(_SQLITE_MAGIC) and not os.access(file, os.R_OK | os.W_OK):
+        yield f"SESSION_STORE_PATH: we may not read and write {file} (we are user {os.geteuid()})."
+
+
+def _store_warnings(settings: Settings) -> Iterator[str]:
+    if settings.session_store_type != "filesystem":
+        return
+    file = settings.session_store_path
+    try:
+        head = _head(file)
+    except (OSError, RuntimeError):
+        return
+    if head and not head.startswith(_SQLITE_MAGIC):
+        bolt = head[_BOLT_MAGIC_AT:_BOLT_MAGIC_AT + 4] == _BOLT_MAGIC
+        what = "a BoltDB file of the former service" if bolt else "no SQLite file"
+        yield (
+            f"SESSION_STORE_PATH: {file} is {what} and is left untouched; sessions are kept in "
+            f"{file.name}.sqlite beside it. People log in once more."
+        )
+
+
+def _head(file: Path) -> bytes | None:
+    """A file's beginning; empty when there is none or it may not be read, ``None`` when it does not exist."""
+    if not file.exists():
+        return None
+    if not file.is_file() or not os.access(file, os.R_OK):
+        return b""
+    with file.open("rb") as opened:
+        return opened.read(64)
