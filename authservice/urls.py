@@ -231,7 +231,8 @@ class ReturnAddresses:
         after_login_url: str = "",
     ) -> None:
         self._own_scheme = own_scheme if own_scheme in _DEFAULT_PORTS else None
-        self._own = self._own_rule = None
+        self._own: str | None = None
+        self._own_rule: HostRule | None = None
         if own_host and self._own_scheme:
             authority = parse_authority(own_host)
             if authority is None:
@@ -262,20 +263,18 @@ class ReturnAddresses:
         absolute = _ABSOLUTE.fullmatch(candidate)
         if absolute is None:
             return self._address(self._origin_of(scheme, host), _local_target(candidate, "utf-8"))
-        named_scheme, named_host, rest = absolute.groups()
+        named_scheme, named_host, rest = absolute.group(1).lower(), absolute.group(2), absolute.group(3)
         local = _local_target(rest if rest.startswith("/") else "/" + rest, "utf-8")
-        origin = self._known_origin(named_scheme.lower(), named_host)
-        if origin is None and self._same_host(named_host, host):
+        origin = self._known_origin(named_scheme, named_host, secure=scheme == "https")
+        asked_at = _endpoint(named_scheme, host)
+        if origin is None and asked_at is not None and asked_at == _endpoint(named_scheme, named_host):
             origin = self._own or ""
         return self._address(origin, local)
 
     def _address(self, origin: str | None, local: str | None) -> str:
         if origin is None or local is None:
             return self._after_login_url or self._default
-        if self._after_login_url:
-            address = _with_next(self._after_login_url, local)
-        else:
-            address = origin + local
+        address = _with_next(self._after_login_url, local) if self._after_login_url else origin + local
         if len(address) > MAX_RETURN_ADDRESS:
             return self._after_login_url or self._default
         return address
@@ -284,24 +283,28 @@ class ReturnAddresses:
         """The origin of a request when it is a known one, else the own; empty = path only."""
         return self._known_origin(scheme or self._own_scheme, host) or self._own or ""
 
-    def _known_origin(self, scheme: str | None, host: str) -> str | None:
-        authority = parse_authority(host)
-        if authority is None or scheme not in _DEFAULT_PORTS:
+    def _known_origin(self, scheme: str | None, host: str, *, secure: bool = False) -> str | None:
+        """The own or an allowed origin, as it is to be written; ``None`` for any other."""
+        if scheme not in _DEFAULT_PORTS:
             return None
-        if authority.port == _DEFAULT_PORTS[scheme]:
-            authority = Authority(authority.host, None)
-        if self._own_scheme == "https":
-            scheme = "https"  # nobody is sent from a site on https to one on http (S-04)
+        authority = _endpoint(scheme, host)
+        if authority is None:
+            return None
         if self._own_rule and self._own_rule.covers(self._own_scheme or scheme, authority):
             return self._own
+        if secure or self._own_scheme == "https":
+            scheme = "https"  # nobody is sent from https to http (S-04)
         if any(rule.covers(scheme, authority) for rule in self._allowed):
             return _origin(scheme, authority)
         return None
 
-    @staticmethod
-    def _same_host(named: str, host: str) -> bool:
-        authority = parse_authority(named)
-        return authority is not None and authority == parse_authority(host)
+
+def _endpoint(scheme: str, host: str) -> Authority | None:
+    """A host as read, its port left out when it is the scheme's default."""
+    authority = parse_authority(host)
+    if authority is not None and authority.port == _DEFAULT_PORTS[scheme]:
+        return Authority(authority.host, None)
+    return authority
 
 
 def _origin(scheme: str, authority: Authority) -> str:
