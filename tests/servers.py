@@ -1,12 +1,12 @@
 """Real Redis and Valkey servers for tests: on a free port of 127.0.0.1, ended by their own pid.
 
-Used by the store tests and by the end-to-end tests; the caller decides which program it is, for
-example ``programs.require("valkey-server")``.
+Used by the store tests and by the end-to-end tests.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.programs import require
 from tests.waiting import until
 
 
@@ -22,6 +23,11 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
+
+
+def any_redis() -> str:
+    """The program of whichever Redis-like server is here; skips, or fails, as `require` does."""
+    return require("redis-server" if shutil.which("redis-server") else "valkey-server")
 
 
 class RedisServer:

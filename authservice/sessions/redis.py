@@ -29,6 +29,7 @@ TIMEOUT = timedelta(seconds=1)
 
 _DEFAULT_PORT = 6379
 _PROBE_LIFETIME_MS = 60_000
+_HOST = re.compile(r"[a-z0-9._:%-]+")
 
 # A value is b"1 <version> <expiry in microseconds>\n" and then the entry's bytes. The expiry is
 # kept beside Redis's own because the service's clock decides, not the server's.
@@ -82,7 +83,7 @@ class RedisStore:
     ) -> None:
         """``address`` is ``host:port`` or a ``redis://``, ``rediss://`` or ``unix://`` URL; what a
         URL says about user, password and database goes before the other arguments. ``ca_bundle``
-        is a PEM file for ``rediss://``. ValueError when the address is neither."""
+        is a PEM file for ``rediss://``. ValueError when the address is none of these."""
         url, self._where = _parse(address)
         options: dict[str, Any] = {"ssl_ca_certs": ca_bundle} if ca_bundle and url.startswith("rediss:") else {}
         self._client = redis.Redis.from_url(
@@ -98,6 +99,11 @@ class RedisStore:
             retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
             **options,
         )
+        pool = self._client.connection_pool
+        try:
+            pool.connection_class(**pool.connection_kwargs)
+        except TypeError as error:
+            raise ValueError("an option in the URL is not known") from error
         self._prefix = prefix
         self._now = now
 
@@ -160,9 +166,11 @@ def _parse(address: str) -> tuple[str, str]:
     parts = urlsplit(url)
     if parts.scheme == "unix" and parts.path:
         return url, f"unix:{parts.path}"
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+    if parts.scheme not in ("redis", "rediss") or not _HOST.fullmatch(parts.hostname or ""):
         raise ValueError("not host:port, and not a redis://, rediss:// or unix:// URL")
-    return url, f"{parts.hostname}:{parts.port or _DEFAULT_PORT}"  # parts.port raises ValueError by itself
+    if not re.fullmatch(r"(/\d*)?", parts.path):
+        raise ValueError("what follows the port is not the number of a database")
+    return url, f"{parts.hostname}:{parts.port or _DEFAULT_PORT}"  # .port raises ValueError by itself
 
 
 def _read(value: bytes) -> Entry | None:

@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from authservice.errors import StoreDown
 from authservice.sessions import Entry, from_microseconds, to_microseconds
+from authservice.sessions.forks import ForkGuard
 
 BUSY_TIMEOUT = timedelta(seconds=2)
 """How long a statement waits for another process's write."""
@@ -31,10 +32,15 @@ SWEEP_LIMIT = 1000
 
 _APPLICATION_ID = int.from_bytes(b"AuSv", "big")
 _SCHEMA_VERSION = 1
+_SMALLEST_DATABASE = 512
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _BOLT_MAGIC = bytes.fromhex("edda0ced")
 _BOLT_MAGIC_AT = 16
 _BUSY_CODES = (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED (named in sqlite3 only since Python 3.11)
+
+_FAILURES = (sqlite3.Error, OSError, RuntimeError, ValueError, OverflowError)
+"""What comes of a file that cannot be used: SQLite's own, the system's; a loop of links or a fork
+in mid-use (RuntimeError), no path at all (ValueError), a moment beyond the years (OverflowError)."""
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS entries"
@@ -67,11 +73,13 @@ class SqliteStore:
         self._now = now
         self._prepare_lock = threading.Lock()
         self._connections = _Connections()
+        self._guard = ForkGuard(self._connections.close, 2 * BUSY_TIMEOUT.total_seconds())
         self._file: Path | None = None
         self.notices: tuple[str, ...] = ()
         try:
-            self._ready()
-        except (sqlite3.Error, OSError, RuntimeError, ValueError):
+            with self._guard.inside():
+                self._ready()
+        except _FAILURES:
             pass  # said by every call, `ping` first of all
 
     @property
@@ -140,21 +148,20 @@ class SqliteStore:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection of this process that no other thread uses meanwhile. After any failure it
-        is thrown away, so that the next call begins anew."""
+        """A connection that no other thread uses meanwhile. After any failure it is thrown away,
+        so that the next call begins anew."""
         try:
-            file, file_id = self._ready()
-            connection = self._connections.take(file, file_id)
-        except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:
+            with self._guard.inside():
+                file, file_id = self._ready()
+                connection = self._connections.take(file, file_id)
+                try:
+                    yield connection
+                except BaseException:
+                    _close_quietly(connection)
+                    raise
+                self._connections.give_back(connection)
+        except _FAILURES as error:
             raise _store_down(self.path, error) from error
-        try:
-            yield connection
-        except BaseException as error:
-            _close_quietly(connection)
-            if isinstance(error, sqlite3.Error):
-                raise _store_down(self.path, error) from error
-            raise
-        self._connections.give_back(connection)
 
     def _ready(self) -> tuple[Path, tuple[int, int]]:
         """The file to use and which one it is on the disk; made ready the first time, and again
@@ -181,18 +188,13 @@ class _Connection(sqlite3.Connection):
 
 
 class _Connections:
-    """The idle connections of one process, newest first. A connection must not cross a fork,
-    and must not be closed in the child either (https://www.sqlite.org/howtocorrupt.html §2.6),
-    so what came over a fork is set aside and never touched again."""
+    """The idle connections, newest first. No lock: a deque's two ends are safe for threads."""
 
     def __init__(self) -> None:
         self._idle: deque[_Connection] = deque()
-        self._pid = os.getpid()
-        self._not_ours: list[deque[_Connection]] = []
 
     def take(self, file: Path, file_id: tuple[int, int]) -> _Connection:
         """One that was opened on this very file; sqlite3.Error when none can be opened."""
-        self._leave_behind_parents()
         while True:
             try:
                 connection = self._idle.pop()
@@ -206,18 +208,11 @@ class _Connections:
         self._idle.append(connection)
 
     def close(self) -> None:
-        self._leave_behind_parents()
         while True:
             try:
                 _close_quietly(self._idle.pop())
             except IndexError:
                 return
-
-    def _leave_behind_parents(self) -> None:
-        if self._pid != os.getpid():
-            self._not_ours.append(self._idle)
-            self._idle = deque()
-            self._pid = os.getpid()
 
 
 def _connect(file: Path, file_id: tuple[int, int], mode: str = "rw") -> _Connection:
@@ -284,7 +279,7 @@ def _foreign(file: Path) -> str:
     """What the file is, when it is not ours to use; empty when it is, or is not there.
 
     SQLite itself looks first: opening the file by hand and closing it again would let go of the
-    locks that another connection of this process may hold on it (howtocorrupt.html §2.2).
+    locks that another connection of this process may hold on it (https://www.sqlite.org/howtocorrupt.html §2.2).
     """
     try:
         there = file.stat()
@@ -294,6 +289,8 @@ def _foreign(file: Path) -> str:
         return "not a file"
     if there.st_size == 0:
         return ""
+    if there.st_size < _SMALLEST_DATABASE:
+        return "not an SQLite file"  # SQLite itself would take it for an empty one
     try:
         connection = _connect(file, (there.st_dev, there.st_ino), mode="ro")
         try:

@@ -1,0 +1,290 @@
+"""What every implementation of a contract must do, as test classes to subclass.
+
+`StoreContract` is the contract of `authservice.sessions.Store`. Not a test file itself: a class
+here runs only where a test file subclasses it and says how its subject is made.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+
+from authservice.sessions import Store
+
+MINUTE = timedelta(minutes=1)
+MICROSECOND = timedelta(microseconds=1)
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Clock:
+    """A clock that moves when it is told to. Starts at the real time, because a store's server
+    has a clock of its own that nobody can move."""
+
+    def __init__(self) -> None:
+        self.time = datetime.now(timezone.utc)
+
+    def __call__(self) -> datetime:
+        return self.time
+
+    def advance(self, by: timedelta) -> datetime:
+        self.time += by
+        return self.time
+
+
+def run_python(code: str, *arguments: str) -> subprocess.Popen[str]:
+    """Starts Python on ``code`` in the checkout, as a process of its own."""
+    environ = {"PATH": os.environ.get("PATH", ""), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=environ, cwd=ROOT)
+
+
+def output(process: subprocess.Popen[str], send: str | None = None) -> str:
+    """What the process printed, once it ended; AssertionError with its complaint when it failed."""
+    try:
+        printed, complaint = process.communicate(send, timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    assert process.returncode == 0, complaint
+    return printed.strip()
+
+
+def at_once(count: int, work: Callable[[int], bool]) -> int:
+    """Calls ``work`` in ``count`` threads at the same moment; how many said True."""
+    barrier = Barrier(count)
+
+    def one(number: int) -> bool:
+        barrier.wait(10)
+        return work(number)
+
+    with ThreadPoolExecutor(count) as pool:
+        return sum(pool.map(one, range(count)))
+
+
+class StoreContract:
+    """Subclasses give the fixtures ``open_store`` (clock → a new store over the same data) and
+    ``recipe`` (the same as Python source: statements that bind ``store``, given ``now``)."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def store(self, open_store: Callable[[Clock], Store], clock: Clock) -> Iterator[Store]:
+        with closing(open_store(clock)) as store:
+            yield store
+
+    @pytest.fixture
+    def script(self, recipe: str) -> str:
+        return (
+            "import os, sys\n"
+            "from datetime import datetime, timedelta, timezone\n"
+            "now = lambda: datetime.now(timezone.utc)\n"
+            "soon = now() + timedelta(minutes=1)\n" + recipe + "\n"
+        )
+
+    def test_nothing_is_there_at_first(self, store: Store) -> None:
+        assert store.load("key") is None
+        assert store.delete("key") is False
+
+    @pytest.mark.parametrize("value", [b"", b"\0", bytes(range(256)), b"1 2 3\n", b"\n", "ünï".encode()])
+    def test_bytes_and_expiry_come_back_exactly(self, store: Store, clock: Clock, value: bytes) -> None:
+        expires = clock() + MINUTE + MICROSECOND
+        assert store.save("key", value, expires) is True
+        entry = store.load("key")
+        assert entry is not None
+        assert (entry.value, entry.expires) == (value, expires)
+        assert entry.expires.tzinfo is not None
+
+    def test_a_large_value_comes_back_exactly(self, store: Store, clock: Clock) -> None:
+        value = os.urandom(1024 * 1024)
+        store.save("key", value, clock() + MINUTE)
+        entry = store.load("key")
+        assert entry is not None and entry.value == value
+
+    def test_keys_are_apart(self, store: Store, clock: Clock) -> None:
+        for key in ("key", "KEY", "key ", "key*", "k" * 200):
+            store.save(key, key.encode(), clock() + MINUTE)
+        assert store.delete("key*") is True
+        assert {key: entry.value for key in ("key", "KEY", "key ", "k" * 200) if (entry := store.load(key))} == {
+            "key": b"key",
+            "KEY": b"KEY",
+            "key ": b"key ",
+            "k" * 200: b"k" * 200,
+        }
+
+    def test_saving_again_replaces_value_and_expiry(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"old", clock() + MINUTE)
+        assert store.save("key", b"new", clock() + 2 * MINUTE) is True
+        entry = store.load("key")
+        assert entry is not None
+        assert (entry.value, entry.expires) == (b"new", clock() + 2 * MINUTE)
+
+    def test_every_save_gives_another_version(self, store: Store, clock: Clock) -> None:
+        versions = set()
+        for _ in range(5):
+            store.save("key", b"same", clock() + MINUTE)
+            entry = store.load("key")
+            assert entry is not None
+            versions.add(entry.version)
+        store.delete("key")
+        store.save("key", b"same", clock() + MINUTE)
+        entry = store.load("key")
+        assert entry is not None
+        assert len(versions | {entry.version}) == 6
+
+    def test_an_entry_ends_at_its_expiry_on_our_clock(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"value", clock() + MINUTE)
+        clock.advance(MINUTE - MICROSECOND)
+        assert store.load("key") is not None
+        clock.advance(MICROSECOND)
+        assert store.load("key") is None
+        assert store.delete("key") is False
+
+    def test_an_expired_entry_is_absent_and_has_no_version(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"old", clock() + MINUTE)
+        old = store.load("key")
+        assert old is not None
+        clock.advance(MINUTE)
+        assert store.save("key", b"new", clock() + MINUTE, if_version=old.version) is False
+        assert store.load("key") is None
+        assert store.save("key", b"new", clock() + MINUTE, if_absent=True) is True
+        entry = store.load("key")
+        assert entry is not None and entry.value == b"new"
+
+    def test_saving_what_has_expired_leaves_nothing(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"old", clock() + MINUTE)
+        assert store.save("key", b"new", clock() - MICROSECOND) is True
+        assert store.load("key") is None
+
+    def test_if_absent_writes_only_when_nothing_is_there(self, store: Store, clock: Clock) -> None:
+        assert store.save("key", b"first", clock() + MINUTE, if_absent=True) is True
+        assert store.save("key", b"second", clock() + MINUTE, if_absent=True) is False
+        entry = store.load("key")
+        assert entry is not None and entry.value == b"first"
+        store.delete("key")
+        assert store.save("key", b"third", clock() + MINUTE, if_absent=True) is True
+
+    def test_if_absent_has_one_winner_among_threads(self, open_store: Callable[[Clock], Store], clock: Clock) -> None:
+        with closing(open_store(clock)) as one, closing(open_store(clock)) as other:
+            expires = clock() + MINUTE
+            for key in ("a", "b", "c"):
+                stores = (one, other)
+                won = at_once(20, lambda n, k=key: stores[n % 2].save(k, b"%d" % n, expires, if_absent=True))
+                assert won == 1
+
+    def test_if_version_writes_over_that_version_only(self, store: Store, clock: Clock) -> None:
+        expires = clock() + MINUTE
+        assert store.save("key", b"none", expires, if_version=1) is False
+        assert store.load("key") is None
+        store.save("key", b"first", expires)
+        first = store.load("key")
+        assert first is not None
+        assert store.save("key", b"wrong", expires, if_version=first.version + 1) is False
+        assert store.save("key", b"second", expires, if_version=first.version) is True
+        assert store.save("key", b"late", expires, if_version=first.version) is False
+        entry = store.load("key")
+        assert entry is not None and entry.value == b"second"
+
+    def test_if_version_has_one_winner_among_threads(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"first", clock() + MINUTE)
+        first = store.load("key")
+        assert first is not None
+        won = at_once(20, lambda n: store.save("key", b"%d" % n, clock() + MINUTE, if_version=first.version))
+        assert won == 1
+
+    def test_a_deleted_entry_is_not_brought_back(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"value", clock() + MINUTE)
+        entry = store.load("key")
+        assert entry is not None
+        assert store.delete("key") is True
+        assert store.save("key", b"value", clock() + MINUTE, if_version=entry.version) is False
+        assert store.load("key") is None
+        assert store.delete("key") is False
+
+    def test_the_two_conditions_exclude_each_other(self, store: Store, clock: Clock) -> None:
+        with pytest.raises(ValueError):
+            store.save("key", b"value", clock() + MINUTE, if_absent=True, if_version=1)
+        assert store.load("key") is None
+
+    def test_sweeping_leaves_what_lives(self, store: Store, clock: Clock) -> None:
+        for number in range(10):
+            store.save(f"old-{number}", b"old", clock() + MINUTE)
+        store.save("young", b"young", clock() + 5 * MINUTE)
+        clock.advance(2 * MINUTE)
+        while store.sweep():
+            pass
+        entry = store.load("young")
+        assert entry is not None and entry.value == b"young"
+        assert not any(store.load(f"old-{number}") for number in range(10))
+
+    def test_threads_share_one_store(self, store: Store, clock: Clock) -> None:
+        def work(number: int) -> bool:
+            for turn in range(25):
+                key, value = f"{number}-{turn % 3}", f"{number} {turn}".encode()
+                store.save(key, value, clock() + MINUTE)
+                entry = store.load(key)
+                assert entry is not None and entry.value == value
+            return store.delete(f"{number}-0")
+
+        assert at_once(8, work) == 8
+
+    def test_processes_see_each_other(self, store: Store, clock: Clock, script: str) -> None:
+        store.save("ours", b"from here", clock() + MINUTE)
+        code = script + (
+            "print(store.load('ours').value.decode())\n"
+            "store.save('theirs', b'from there', soon)\n"
+            "print(store.delete('ours'))\n"
+        )
+        assert output(run_python(code)).splitlines() == ["from here", "True"]
+        assert store.load("ours") is None
+        entry = store.load("theirs")
+        assert entry is not None and entry.value == b"from there"
+
+    def test_if_absent_has_one_winner_among_processes(self, script: str) -> None:
+        code = script + (
+            "store.ping()\n"
+            "sys.stdin.readline()\n"
+            "print(sum(store.save(f'mark-{n}', b'x', soon, if_absent=True) for n in range(50)))\n"
+        )
+        processes = [run_python(code) for _ in range(3)]
+        assert sum(int(output(process, "go\n")) for process in processes) == 50
+
+    def test_a_store_works_on_both_sides_of_a_fork(self, script: str) -> None:
+        code = script + (
+            "store.save('before', b'before', soon)\n"
+            "child = os.fork()\n"
+            "for turn in range(30):\n"
+            "    store.save(f'{child == 0}-{turn}', b'%d' % turn, soon)\n"
+            "    assert store.load(f'{child == 0}-{turn}').value == b'%d' % turn\n"
+            "    assert store.load('before').value == b'before'\n"
+            "store.close()\n"
+            "if child == 0:\n"
+            "    os._exit(0)\n"
+            "assert os.waitpid(child, 0)[1] == 0\n"
+            "print(sum(store.load(f'{side}-{turn}') is not None for side in (True, False) for turn in range(30)))\n"
+        )
+        assert output(run_python(code)) == "60"
+
+    def test_ping_says_nothing_when_all_is_well(self, store: Store) -> None:
+        store.ping()
+        store.ping()
+        assert store.notices == ()
+
+    def test_a_closed_store_opens_again(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"value", clock() + MINUTE)
+        store.close()
+        store.close()
+        entry = store.load("key")
+        assert entry is not None and entry.value == b"value"

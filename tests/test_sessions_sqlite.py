@@ -1,0 +1,513 @@
+"""The SQLite store: the contract, the file it lives in, and what becomes of it in bad times."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sqlite3
+import stat
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from authservice.errors import StoreDown
+from authservice.sessions.sqlite import BUSY_TIMEOUT, SWEEP_LIMIT, SqliteStore
+from tests.contracts import MINUTE, Clock, StoreContract, output, run_python
+from tests.waiting import until
+
+RECIPE = "from authservice.sessions.sqlite import SqliteStore\nstore = SqliteStore({!r}, now)"
+SCRIPT = (
+    "import os, sys\n"
+    "from datetime import datetime, timedelta, timezone\n"
+    "from authservice.errors import StoreDown\n"
+    "from authservice.sessions.sqlite import SqliteStore\n"
+    "now = lambda: datetime.now(timezone.utc)\n"
+    "soon = now() + timedelta(minutes=1)\n"
+)
+
+
+class TestSqliteStore(StoreContract):
+    @pytest.fixture
+    def open_store(self, tmp_path: Path) -> Callable[[Clock], SqliteStore]:
+        return lambda clock: SqliteStore(tmp_path / "sessions.db", clock)
+
+    @pytest.fixture
+    def recipe(self, tmp_path: Path) -> str:
+        return RECIPE.format(str(tmp_path / "sessions.db"))
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.stat().st_mode)
+
+
+def works(store: SqliteStore) -> bool:
+    store.ping()
+    store.save("works", b"value", Clock()() + timedelta(hours=1))
+    return store.load("works") is not None and store.delete("works")
+
+
+# --- the file ---------------------------------------------------------------------------------
+
+
+def test_the_file_its_log_and_its_index_are_ours_alone(tmp_path: Path) -> None:
+    file = tmp_path / "state" / "deep" / "sessions.db"
+    printed = output(
+        run_python(SCRIPT + "os.umask(0)\nstore = SqliteStore(sys.argv[1], now)\nstore.ping()\nos._exit(0)", str(file))
+    )
+    assert printed == ""
+    store = SqliteStore(file, Clock())
+    store.ping()
+    assert {one.name: mode(one) for one in file.parent.iterdir()} == {
+        "sessions.db": 0o600,
+        "sessions.db-wal": 0o600,
+        "sessions.db-shm": 0o600,
+    }
+    assert mode(file.parent) == 0o700
+
+
+def test_an_existing_file_loses_the_rights_of_others(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.db"
+    file.touch()
+    file.chmod(0o664)
+    store = SqliteStore(file, Clock())
+    assert works(store) and store.path == file and store.notices == ()
+    assert mode(file) == 0o600
+
+
+@pytest.mark.parametrize("name", ["a b.db", "100%.db", "what?.db", "no#1.db", "ünï.db", "it's.db", "file:x.db", "&a=b"])
+def test_any_file_name_is_that_file(tmp_path: Path, name: str) -> None:
+    assert works(SqliteStore(tmp_path / name, Clock()))
+    assert (tmp_path / name).read_bytes().startswith(b"SQLite format 3\0")
+
+
+def test_b61_a_relative_path_is_the_same_file_wherever_the_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = SqliteStore("state/../sessions.db", Clock())
+    monkeypatch.chdir("/")
+    assert works(store)
+    assert store.path == tmp_path / "sessions.db"
+
+
+def test_b61_a_symbolic_link_leads_to_the_file_also_before_there_is_one(tmp_path: Path) -> None:
+    real = tmp_path / "volume" / "sessions.db"
+    (tmp_path / "link.db").symlink_to(real)
+    assert works(SqliteStore(tmp_path / "link.db", Clock()))
+    assert real.is_file() and (tmp_path / "link.db").is_symlink()
+
+
+def test_a_circle_of_links_or_a_path_that_is_none_is_store_down(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    (tmp_path / "file").write_text("in the way")
+    for path in (tmp_path / "a", tmp_path / "file" / "sessions.db", "nul\0.db", tmp_path / ("long" * 100)):
+        store = SqliteStore(path, Clock())
+        with pytest.raises(StoreDown):
+            store.ping()
+
+
+def bolt() -> bytes:
+    """The first page of a BoltDB file: page header (meta), magic 0xED0CDAED, version 2, page size."""
+    header = bytes(8) + (4).to_bytes(2, "little") + bytes(6)
+    return (header + bytes.fromhex("edda0ced") + (2).to_bytes(4, "little") + (4096).to_bytes(4, "little")).ljust(32768)
+
+
+def anothers_database(file: Path) -> None:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("CREATE TABLE people (name TEXT)")
+        connection.execute("INSERT INTO people VALUES ('alice')")
+        connection.commit()
+
+
+@pytest.mark.parametrize("what", ["bolt", "text", "short", "zeros", "anothers"])
+def test_a_foreign_file_is_left_untouched_and_another_is_used(tmp_path: Path, what: str) -> None:
+    file = tmp_path / "data.db"
+    if what == "anothers":
+        anothers_database(file)
+    else:
+        file.write_bytes({"bolt": bolt(), "text": b"hello\n" * 99, "short": b"x", "zeros": bytes(8192)}[what])
+    file.chmod(0o640)
+    before = file.read_bytes(), file.stat().st_mtime_ns, mode(file)
+    clock = Clock()
+    store = SqliteStore(file, clock)
+    assert store.path == tmp_path / "data.db.sqlite"
+    assert len(store.notices) == 1
+    assert str(file) in store.notices[0] and str(store.path) in store.notices[0]
+    assert ("BoltDB" in store.notices[0]) is (what == "bolt")
+    store.save("key", b"value", clock() + MINUTE)
+    store.close()
+    again = SqliteStore(file, clock)
+    assert again.path == store.path and again.notices == store.notices
+    assert again.load("key") is not None
+    assert (file.read_bytes(), file.stat().st_mtime_ns, mode(file)) == before
+    assert not (tmp_path / "data.db-wal").exists()
+
+
+def test_a_folder_at_the_path_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "data.db").mkdir()
+    store = SqliteStore(tmp_path / "data.db", Clock())
+    assert works(store) and store.path == tmp_path / "data.db.sqlite"
+    assert "not a file" in store.notices[0]
+    assert list((tmp_path / "data.db").iterdir()) == []
+
+
+def test_foreign_files_at_both_places_are_store_down_and_untouched(tmp_path: Path) -> None:
+    for name in ("data.db", "data.db.sqlite"):
+        (tmp_path / name).write_bytes(bolt())
+    store = SqliteStore(tmp_path / "data.db", Clock())
+    with pytest.raises(StoreDown):
+        store.ping()
+    assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == {
+        "data.db": bolt(),
+        "data.db.sqlite": bolt(),
+    }
+
+
+def test_a_file_whose_set_up_was_cut_short_is_ours(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.db"
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+    store = SqliteStore(file, Clock())
+    assert works(store) and store.path == file
+
+
+def test_a_file_of_a_newer_version_is_not_written(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.db"
+    SqliteStore(file, Clock()).close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("PRAGMA user_version = 1000")
+    store = SqliteStore(file, Clock())
+    assert store.path == file
+    with pytest.raises(StoreDown, match="newer"):
+        store.ping()
+
+
+def test_b62_many_processes_may_start_at_once_on_a_new_file(tmp_path: Path) -> None:
+    code = SCRIPT + (
+        "sys.stdin.readline()\n"
+        "store = SqliteStore(sys.argv[1], now)\n"
+        "store.ping()\n"
+        "print(store.save('one', b'x', soon, if_absent=True))\n"
+    )
+    processes = [run_python(code, str(tmp_path / "sessions.db")) for _ in range(6)]
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    assert sorted(output(process) for process in processes) == ["False"] * 5 + ["True"]
+
+
+# --- bad times --------------------------------------------------------------------------------
+
+
+def test_no_folder_yet_is_store_down_until_there_is_one(tmp_path: Path) -> None:
+    """A volume that is mounted late: the start is not stopped, and no restart is needed."""
+    (tmp_path / "volume").write_text("not mounted yet")
+    store = SqliteStore(tmp_path / "volume" / "sessions.db", Clock())
+    with pytest.raises(StoreDown):
+        store.ping()
+    (tmp_path / "volume").unlink()
+    (tmp_path / "volume").mkdir()
+    assert works(store)
+
+
+def test_a_locked_file_is_waited_for_a_bounded_time_and_read_meanwhile(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    store.save("key", b"value", clock() + MINUTE)
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        with pytest.raises(StoreDown):
+            store.save("key", b"new", clock() + MINUTE)
+        assert BUSY_TIMEOUT.total_seconds() * 0.9 < time.monotonic() - began < BUSY_TIMEOUT.total_seconds() + 1
+        entry = store.load("key")
+        assert entry is not None and entry.value == b"value"
+        other.execute("ROLLBACK")
+    assert works(store)
+
+
+def test_b60_reading_what_has_expired_writes_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    store.save("key", b"value", clock() + MINUTE)
+    clock.advance(2 * MINUTE)
+    with contextlib.closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        assert store.load("key") is None
+        assert time.monotonic() - began < 1
+        other.execute("ROLLBACK")
+    assert works(store)
+
+
+def test_b60_a_sweep_is_bounded_and_complete(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    store.save("young", b"value", clock() + timedelta(hours=1))
+    with contextlib.closing(sqlite3.connect(store.path)) as other:
+        expired = [(f"old-{number}", b"", number, 1000 + number) for number in range(SWEEP_LIMIT + 7)]
+        other.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", expired)
+        other.commit()
+        assert [store.sweep() for _ in range(3)] == [SWEEP_LIMIT, 7, 0]
+        assert other.execute("SELECT key FROM entries").fetchall() == [("young",)]
+
+
+FULL_DISK = SCRIPT + """
+import resource
+store = SqliteStore(sys.argv[1], now)
+store.save("first", b"first", soon)
+store.ping()
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+limit = os.stat(sys.argv[1] + "-wal").st_size + 20_000
+resource.setrlimit(resource.RLIMIT_FSIZE, (limit, unlimited[1]))
+kept, refused = ["first"], 0
+for number in range(100):
+    try:
+        store.save(f"key-{number}", os.urandom(1000), soon)
+        kept.append(f"key-{number}")
+    except StoreDown:
+        refused += 1
+print(len(kept) > 1 and refused > 50)
+for call in (store.ping, lambda: store.save("mark", b"x", soon, if_absent=True), lambda: store.delete("first")):
+    try:
+        call()
+        print("worked on a full disk")
+    except StoreDown:
+        pass
+print(all(store.load(key) for key in kept), store.load("first").value, store.load("mark"))
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+store.ping()
+print(all(store.load(key) for key in kept), store.save("mark", b"x", soon, if_absent=True), store.delete("first"))
+"""
+
+
+def test_a_full_disk_is_store_down_for_writes_and_loses_nothing(tmp_path: Path) -> None:
+    """The system refuses to let the files grow, as a full disk does; later it allows it again."""
+    printed = output(run_python(FULL_DISK, str(tmp_path / "sessions.db"))).splitlines()
+    assert printed == ["True", "True b'first' None", "True True True"]
+    assert sound(tmp_path / "sessions.db")
+
+
+def test_a_full_database_is_store_down(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLITE_FULL by its own name: the database may have no more pages than it has."""
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    store.save("key", b"value", clock() + MINUTE)
+    file, file_id = store._ready()
+    connection = store._connections.take(file, file_id)
+    connection.execute("PRAGMA max_page_count = 1")
+    store._connections.give_back(connection)
+    with pytest.raises(StoreDown):
+        store.save("large", bytes(1_000_000), clock() + MINUTE)
+    assert store.load("key") is not None
+    assert store.load("large") is None
+
+
+READ_ONLY = SCRIPT + """
+store = SqliteStore(sys.argv[1], now)
+for call in (store.ping, lambda: store.save("key", b"x", soon), lambda: store.delete("key"), store.sweep):
+    try:
+        call()
+        print("wrote")
+    except StoreDown:
+        print("StoreDown")
+try:
+    print(store.load("key") is not None)
+except StoreDown:
+    print("StoreDown")
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can take rights away from itself")
+def test_a_read_only_file_and_folder_are_store_down(tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    store = SqliteStore(folder / "sessions.db", Clock())
+    store.save("key", b"value", Clock()() + MINUTE)
+    store.close()
+    for one in [tmp_path, *tmp_path.parents][:3]:
+        one.chmod(0o755)
+    folder.chmod(0o555)
+    (folder / "sessions.db").chmod(0o444)
+    drop = "import os\nos.setgid(65534)\nos.setuid(65534)\n"
+    code = READ_ONLY.replace("store = SqliteStore", drop + "store = SqliteStore", 1)
+    assert output(run_python(code, str(folder / "sessions.db"))).splitlines() == ["StoreDown"] * 5
+    assert output(run_python(code, str(folder / "new.db"))).splitlines() == ["StoreDown"] * 5
+
+
+def test_a_damaged_file_is_store_down_and_kept_for_whoever_repairs_it(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    for number in range(200):
+        store.save(f"key-{number}", os.urandom(500), clock() + MINUTE)
+    store.close()
+    content = bytearray(store.path.read_bytes())
+    content[4096:] = random.Random(1).randbytes(len(content) - 4096)
+    store.path.write_bytes(content)
+    again = SqliteStore(store.path, clock)
+    for call in (
+        lambda: again.load("key-1"),
+        lambda: again.save("key-1", b"x", clock() + MINUTE),
+        lambda: again.delete("key-1"),
+        again.ping,
+        again.sweep,
+    ):
+        with pytest.raises(StoreDown):
+            call()
+    assert again.path == store.path
+    assert store.path.read_bytes()[4096:] == content[4096:]
+
+
+def test_a_row_of_another_shape_is_store_down(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "sessions.db", Clock())
+    with contextlib.closing(sqlite3.connect(store.path)) as other:
+        other.execute("INSERT INTO entries VALUES ('key', 'text', 'text', 'text')")
+        other.commit()
+    with pytest.raises(StoreDown):
+        store.load("key")
+
+
+def test_a_file_taken_away_is_made_anew_and_every_store_moves_to_it(tmp_path: Path) -> None:
+    clock = Clock()
+    file = tmp_path / "sessions.db"
+    one, other = SqliteStore(file, clock), SqliteStore(file, clock)
+    one.save("old", b"value", clock() + MINUTE)
+    assert other.load("old") is not None
+    for name in ("sessions.db", "sessions.db-wal", "sessions.db-shm"):
+        (tmp_path / name).unlink()
+    assert one.load("old") is None
+    one.save("new", b"value", clock() + MINUTE)
+    assert other.load("old") is None
+    assert other.load("new") is not None
+    assert mode(file) == 0o600
+
+
+WRITER = SCRIPT + """
+store = SqliteStore(sys.argv[1], now)
+number = int(sys.argv[2])
+while True:
+    store.save(f"key-{number}", b"%d " % number * 400, soon)
+    print(number, flush=True)
+    number += 1
+    if number % 7 == 0:
+        store.delete(f"key-{number - 5}")
+        print(-(number - 5), flush=True)
+"""
+
+
+def sound(file: Path) -> bool:
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        return connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_sigkill_in_the_middle_of_writing_loses_nothing_that_was_saved(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.db"
+    kept: set[int] = set()
+    for begin in (1000, 2000, 3000):
+        writer = run_python(WRITER, str(file), str(begin))
+        assert writer.stdout is not None
+        lines = [writer.stdout.readline() for _ in range(30)]
+        writer.kill()
+        lines += writer.communicate(timeout=10)[0].splitlines()
+        said = [int(line) for line in lines if line.strip()]
+        kept |= {number for number in said if number > 0}
+        kept -= {-number for number in said if number < 0}
+        assert sound(file)
+    store = SqliteStore(file, Clock())
+    # The newest of each round may have been deleted a moment before its deletion was said.
+    missing = [n for n in kept if (entry := store.load(f"key-{n}")) is None or entry.value != b"%d " % n * 400]
+    assert len(missing) <= 3 and all((n + 5) % 7 == 0 for n in missing)
+    assert works(store)
+
+
+def test_threads_that_end_leave_no_open_files(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+
+    def opened() -> int:
+        links = (os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if exists(fd))
+        return sum(link.startswith(str(tmp_path)) for link in links)
+
+    def exists(fd: str) -> bool:
+        return os.path.lexists(f"/proc/self/fd/{fd}")
+
+    store.ping()
+    before = opened()
+    for number in range(30):
+        thread = Thread(target=store.save, args=(f"key-{number}", b"value", clock() + MINUTE))
+        thread.start()
+        thread.join()
+    assert opened() == before
+    store.close()
+    until(lambda: opened() == 0)
+
+
+FORKS = SCRIPT + """
+from threading import Event, Thread
+store = SqliteStore(sys.argv[1], now)
+done = Event()
+
+def work(name):
+    number = 0
+    while not done.is_set():
+        store.save(f"{name}-{number}", b"x", soon)
+        assert store.load(f"{name}-{number}") is not None
+        number += 1
+    counts[name] = number
+
+counts = {}
+threads = [Thread(target=work, args=(f"thread-{n}",)) for n in range(3)]
+for thread in threads:
+    thread.start()
+children = []
+for child in range(6):
+    pid = os.fork()
+    if pid == 0:
+        for turn in range(20):
+            store.save(f"child-{child}-{turn}", b"x", soon)
+            assert store.load(f"child-{child}-{turn}") is not None
+        os._exit(0)
+    children.append(pid)
+    store.ping()
+print(all(os.waitpid(pid, 0)[1] == 0 for pid in children))
+done.set()
+for thread in threads:
+    thread.join()
+print(len(counts) == 3 and all(store.load(f"{name}-{n}") for name, count in counts.items() for n in range(count)))
+print(all(store.load(f"child-{child}-{turn}") for child in range(6) for turn in range(20)))
+"""
+
+
+def test_forking_while_threads_write_loses_nothing_on_either_side(tmp_path: Path) -> None:
+    """A worker's master may hold the store open when it forks: SQLite alone loses writes then."""
+    assert output(run_python(FORKS, str(tmp_path / "sessions.db"))).splitlines() == ["True"] * 3
+    assert sound(tmp_path / "sessions.db")
+
+
+FORKED_INSIDE = """
+import os
+from authservice.sessions.forks import ForkGuard
+
+let_go = []
+guard = ForkGuard(lambda: let_go.append(True), patience=0.05)
+with guard.inside():
+    child = os.fork()
+if child == 0:
+    try:
+        with guard.inside():
+            os._exit(1)
+    except RuntimeError:
+        os._exit(7)
+with guard.inside():
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), let_go)
+"""
+
+
+def test_a_child_that_was_forked_in_the_middle_of_a_call_stays_out() -> None:
+    assert output(run_python(FORKED_INSIDE)) == "7 [True]"
