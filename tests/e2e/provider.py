@@ -1,0 +1,130 @@
+"""The strict OpenID provider: npm oidc-provider, run by ``strict_provider/provider.mjs``.
+
+Independent, certified code: what it accepts from us is right by somebody else's judgement.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.e2e.processes import Program, free_port, listens
+from tests.e2e.wire import request
+from tests.programs import require
+
+FOLDER = Path(__file__).parent / "strict_provider"
+
+CLIENT_ID = "authservice-e2e"
+# With the characters that client_secret_basic has to form-encode first (RFC 6749 §2.3.1).
+CLIENT_SECRET = "e2e:client secret+with%25odd/characters=77"
+
+PEOPLE: Mapping[str, Mapping[str, Any]] = {
+    "alice": {"groups": ["a", "b"]},
+    "bob": {"groups": ["b"]},
+    "carol": {},
+}
+
+
+def installed() -> Path:
+    """The provider's folder with its packages in place; fetched once, also with several test processes."""
+    npm = require("npm")
+    with (FOLDER / ".install.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = (FOLDER / "package-lock.json").read_text()
+        mark = FOLDER / "node_modules" / ".installed-from"
+        if not mark.exists() or mark.read_text() != wanted:
+            done = subprocess.run(
+                [npm, "ci", "--no-audit", "--no-fund"], cwd=FOLDER, capture_output=True, text=True, timeout=300
+            )
+            assert done.returncode == 0, f"npm ci failed:\n{done.stdout}{done.stderr}"
+            mark.write_text(wanted)
+    return FOLDER
+
+
+class StrictProvider:
+    """A running provider that can be killed and started again on its port.
+
+    ``claims_in_userinfo_only`` keeps profile, e-mail and groups out of the ID token, which is
+    what OpenID Connect Core 1.0 §5.4 asks for in the code flow; the other form is common too.
+    """
+
+    def __init__(
+        self, folder: Path, redirect_uris: Sequence[str], *, claims_in_userinfo_only: bool = True,
+    ) -> None:
+        self.port, self._admin_port = free_port(), free_port()
+        self.issuer = f"http://127.0.0.1:{self.port}"
+        settings = {
+            "port": self.port,
+            "admin_port": self._admin_port,
+            "client_id": CLIENT_ID,
+            "client_secret": CLIENT_SECRET,
+            "redirect_uris": list(redirect_uris),
+            "claims_in_userinfo_only": claims_in_userinfo_only,
+            "people": PEOPLE,
+        }
+        self.program = Program(
+            "provider", [require("node"), "provider.mjs"], folder / "provider.log",
+            env={"STRICT_PROVIDER": json.dumps(settings)}, cwd=installed(),
+        )
+        self._tokens_of_earlier_lives: set[str] = set()
+
+    def start(self) -> None:
+        self.program.start(lambda: listens(self.port) and listens(self._admin_port))
+
+    def kill(self) -> None:
+        """Ends it at once; its sessions, codes, tokens and signing key are lost."""
+        self._tokens_of_earlier_lives |= self.issued()
+        self.program.kill()
+
+    def stop(self) -> None:
+        self.program.stop()
+
+    def _ask(self, hand: str, **arguments: object) -> Any:
+        answer = request(self._admin_port, "POST", f"/{hand}", body=json.dumps(arguments).encode())
+        assert answer.status == 200, answer
+        return answer.json()
+
+    def calls(self, path: str) -> int:
+        """How often a path was asked, by anybody."""
+        return int(self._ask("seen")["calls"].get(path, 0))
+
+    def waiting(self, path: str) -> int:
+        """How many requests to a held path wait at this moment."""
+        return int(self._ask("seen")["held"].get(path, 0))
+
+    def revoked(self) -> list[str]:
+        """The kinds of the tokens that were revoked, in order."""
+        return list(self._ask("seen")["revoked"])
+
+    def tokens(self) -> list[str]:
+        """Every token issued in this life, in order."""
+        return list(self._ask("seen")["tokens"])
+
+    def issued(self) -> set[str]:
+        """Every token and redeemed code that this provider ever gave away, past lives included."""
+        if self.program.process is None:
+            return set(self._tokens_of_earlier_lives)
+        seen = self._ask("seen")
+        return {*seen["tokens"], *seen["codes"], *self._tokens_of_earlier_lives}
+
+    def hold(self, path: str) -> None:
+        """Keeps every request to this path waiting until `release`."""
+        self._ask("hold", path=path)
+
+    def release(self, path: str) -> None:
+        self._ask("release", path=path)
+
+    def fail(self, path: str, status: int) -> None:
+        """Answers this path with an error until `mend`."""
+        self._ask("fail", path=path, status=status)
+
+    def mend(self, path: str) -> None:
+        self._ask("mend", path=path)
+
+    def rotate(self, *, drop: bool = False) -> None:
+        """Signs with a new key from now on; the old one stays published unless dropped."""
+        self._ask("rotate", drop=drop)
