@@ -100,15 +100,18 @@ def from_claims(
     ``null`` or absent; whatever in them is not text names no group.
 
     Raises `IdentityUnusable`: with ``login_status`` 502 when the user id is missing, is not text,
-    is longer than `MAX_USER_ID` or has control characters, and when the groups are more than
-    `MAX_GROUPS` or one is longer than `MAX_GROUP` (cutting would change what they grant); with 403
-    for a mail address with blanks or more than one ``@``, and for a mail address that is not
-    verified where that is required (only the boolean true counts).
+    is longer than `MAX_USER_ID` or has control characters; with 403 for a mail address with blanks
+    or more than one ``@`` (as user id or as claim ``email``), for one that is not verified where
+    that is required (only the boolean true counts), and for more than `MAX_GROUPS` groups or one
+    longer than `MAX_GROUP`: to cut them would change what they grant.
     """
     user_id = _user_id(find_claim(claims, rules.userid_claim), rules.userid_claim)
     for address in (user_id, claims.get("email")):
         if isinstance(address, str) and "@" in address and not _is_plain_address(address):
-            raise IdentityUnusable("a mail address has blanks, control characters or more than one @")
+            raise IdentityUnusable(
+                "a mail address has blanks, control characters or more than one @",
+                public="The e-mail address of your account cannot be used here.",
+            )
     if rules.require_verified_email and claims.get("email_verified") is not True:
         raise IdentityUnusable(
             "the claim email_verified is not true",
@@ -144,8 +147,8 @@ def find_claim(claims: Mapping[str, Any], path: str) -> Any:
 
 
 _UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, half pairs
-
 _HALF_PAIR = re.compile(r"[\ud800-\udfff]")
+_TOO_MUCH = "Your account has more groups, or longer names, than this site can pass on."
 
 
 def _user_id(value: Any, claim: str) -> str:
@@ -170,10 +173,10 @@ def _is_plain_address(text: str) -> bool:
 def _groups(value: Any) -> tuple[str, ...]:
     names = [value] if isinstance(value, str) else value if isinstance(value, (list, tuple)) else []
     if len(names) > MAX_GROUPS:
-        raise IdentityUnusable(f"there are more than {MAX_GROUPS} groups", login_status=502)
+        raise IdentityUnusable(f"there are more than {MAX_GROUPS} groups", public=_TOO_MUCH)
     groups = tuple(dict.fromkeys(name for name in names if isinstance(name, str) and _is_text(name)))
     if any(len(name) > MAX_GROUP for name in groups):
-        raise IdentityUnusable(f"a group's name has more than {MAX_GROUP} characters", login_status=502)
+        raise IdentityUnusable(f"a group's name has more than {MAX_GROUP} characters", public=_TOO_MUCH)
     return groups
 
 
@@ -195,9 +198,10 @@ class Transformers:
         rules and other keys are ignored. Raises `ValueError` with every problem, one a line."""
         try:
             entries = json.loads(json_text)
-        except ValueError as error:
-            where = f" at position {error.pos}" if isinstance(error, json.JSONDecodeError) else ""
-            raise ValueError(f"this is not JSON{where}") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"this is not JSON (at position {error.pos})") from None
+        except RecursionError:
+            raise ValueError("this is nested too deeply") from None
         if entries is None:
             return cls()
         if not isinstance(entries, list):
@@ -242,6 +246,10 @@ class _Rule:
         matches, replaces = entry.get("matches"), entry.get("replaces")
         if not isinstance(matches, str) or not isinstance(replaces, str):
             raise ValueError("matches and replaces must both be there and be strings")
+        if _HALF_PAIR.search(matches + replaces):
+            raise ValueError("half of a surrogate pair")
+        if "C" in re.findall(r"\\(.)", matches, re.DOTALL):
+            raise ValueError("matches is no regular expression (RE2): \\C would cut characters into bytes")
         try:
             pattern = re2.compile(matches, _QUIET)
         except re2.error as error:
@@ -368,7 +376,7 @@ class IdentityHeaders:
             headers.append((self._auth_method_header, identity.method.value))
         for name, value in headers:
             if len(value) > MAX_HEADER:
-                raise IdentityUnusable(f"the value of {name} would be longer than {MAX_HEADER} bytes")
+                raise IdentityUnusable(f"{name} would have more than {MAX_HEADER} bytes", public=_TOO_MUCH)
         return tuple(headers), self._spellings
 
 
