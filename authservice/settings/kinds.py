@@ -291,6 +291,15 @@ def _bind_host(text: str) -> str:
 BIND_HOST = optional(Kind(_bind_host, "a host name or an IP address, without port"))
 
 
+def _pem(text: str) -> Secret:
+    if text and not re.search(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\r\n]", text):
+        raise ValueError("no private key in PEM form, or one that lost its line breaks")
+    return Secret(text)
+
+
+PRIVATE_KEY = Kind(_pem, "the whole text of a PEM file, line breaks included; a file can be named instead")
+
+
 def at_least(length: int) -> Kind:
     """Secrets of some length."""
 

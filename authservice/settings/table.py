@@ -94,7 +94,7 @@ class Declared:
         "How we authenticate at the provider's token endpoint.",
     )
     client_private_key: Secret = _provider(
-        kinds.SECRET, "", "The private key (PEM, without passphrase) for `private_key_jwt`.", secret=True,
+        kinds.PRIVATE_KEY, "", "The private key (PEM, without passphrase) for `private_key_jwt`.", secret=True,
     )
     oidc_scopes: tuple[str, ...] = _provider(
         kinds.SCOPES, "openid,email", "What is asked for at login.", example="openid,profile,email,groups",
