@@ -24,6 +24,7 @@ INSTALL = {
     "chromium": "apt-get install chromium",
     "node": "install Node.js 20 or later",
     "npm": "install Node.js 20 or later",
+    "systemd-analyze": "apt-get install systemd",
 }
 
 

@@ -35,7 +35,7 @@ def choose_ports() -> Ports:
     chosen: dict[str, int] = {}
     for name, port in asdict(Ports()).items():
         while port in chosen.values() or not _free(port):
-            port = _any_free()
+            port = any_free()
         chosen[name] = port
     return Ports(**chosen)
 
@@ -62,7 +62,7 @@ def _listens(port: int) -> bool:
         return False
 
 
-def _any_free() -> int:
+def any_free() -> int:
     with socket.socket() as attempt:
         attempt.bind(("127.0.0.1", 0))
         return attempt.getsockname()[1]

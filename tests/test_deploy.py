@@ -1,0 +1,323 @@
+"""The files under deploy/: each is loaded by the program it is for, and they agree with each other
+and with the service's settings."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import shlex
+import subprocess
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import yaml
+from authservice_demo.ports import Ports, any_free, replace_ports
+from authservice_demo.stack import Stack
+
+from authservice.settings import examine
+from authservice.settings.table import ROWS
+from tests.programs import require
+from tests.waiting import until
+
+ROOT = Path(__file__).parent.parent
+DEPLOY = ROOT / "deploy"
+IDENTITY = {"kubeflow-userid", "kubeflow-groups", "auth-method"}
+# What Envoy sends with every check, whatever is listed.
+ALWAYS_SENT_BY_ENVOY = {"authorization"}
+ALWAYS_SENT_BY_AMBASSADOR = {"authorization", "cookie", "user-agent", "x-forwarded-for", "x-forwarded-proto"}
+
+
+def documents(path: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((DEPLOY / path).read_text()))
+
+
+def walk(node: Any) -> Iterator[dict[str, Any]]:
+    """Every mapping in a document."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from walk(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from walk(value)
+
+
+def run(*command: str | Path, cwd: Path | None = None) -> str:
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+# --- loaded by their programs -------------------------------------------------------------------
+
+
+@pytest.mark.external
+def test_envoy_loads_its_file() -> None:
+    said = run(require("envoy"), "--mode", "validate", "-c", DEPLOY / "envoy/envoy.yaml")
+    assert "OK" in said
+    assert "deprecated" not in said.lower()
+
+
+@pytest.mark.external
+def test_caddy_loads_its_file() -> None:
+    run(require("caddy"), "validate", "--config", DEPLOY / "caddy/Caddyfile", "--adapter", "caddyfile")
+
+
+@pytest.mark.external
+def test_nginx_loads_its_file(tmp_path: Path) -> None:
+    main = tmp_path / "nginx.conf"
+    main.write_text(
+        f"pid {tmp_path}/pid; error_log stderr; events {{}}\n"
+        f"http {{ include {DEPLOY}/nginx/authservice.conf; }}\n"
+    )
+    said = run(require("nginx"), "-t", "-p", tmp_path, "-c", main)
+    assert "warn" not in said
+
+
+@pytest.mark.external
+def test_traefik_starts_with_its_files(tmp_path: Path) -> None:
+    """There is no validating command: the routes are there when its own site route answers for
+    a service that is not (502), and the guarded route does not let anybody through (500)."""
+    ports = Ports(*(any_free() for _ in fields(Ports)))
+    for name in ("traefik.yml", "dynamic.yml"):
+        (tmp_path / name).write_text(ports.replace_in((DEPLOY / "traefik" / name).read_text()))
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [require("traefik"), "--configFile=traefik.yml"], cwd=tmp_path, stdout=output, stderr=output
+        )
+    try:
+        def status(path: str) -> int:
+            assert process.poll() is None, log.read_text()
+            try:
+                return requests.get(f"http://127.0.0.1:{ports.gateway}{path}", timeout=5).status_code
+            except requests.ConnectionError:
+                return 0
+
+        until(lambda: status("/authservice/site/homepage") == 502, 20)
+        assert status("/anything") == 500
+        problems = [line for line in log.read_text().splitlines() if "WRN" in line or "level=warn" in line]
+        assert not problems
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.mark.external
+def test_systemd_accepts_the_unit_and_finds_it_confined(tmp_path: Path) -> None:
+    analyze = require("systemd-analyze")
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ("gunicorn", "authservice"):
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    unit = tmp_path / "authservice.service"
+    text = (DEPLOY / "systemd/authservice.service").read_text()
+    unit.write_text(text.replace("/opt/authservice/bin", str(programs)))
+    done = subprocess.run([analyze, "verify", unit], capture_output=True, text=True, timeout=60)
+    about_ours = [line for line in done.stderr.splitlines() if "authservice" in line]
+    assert not about_ours, done.stderr
+    # 0 is confined from everything, 100 from nothing; an ordinary unit has more than 90.
+    run(analyze, "security", "--offline=true", "--threshold=15", unit)
+
+
+# --- they agree with each other -----------------------------------------------------------------
+
+
+def envoy_filter() -> dict[str, Any]:
+    (config,) = documents("envoy/envoy.yaml")
+    return next(
+        node for node in walk(config) if str(node.get("@type", "")).endswith("ext_authz.v3.ExtAuthz")
+    )
+
+
+def names(matchers: list[dict[str, Any]]) -> set[str]:
+    return {matcher.get("exact") or matcher["prefix"] + "*" for matcher in matchers}
+
+
+def test_envoy_never_lets_pass_without_an_answer() -> None:
+    authz = envoy_filter()
+    assert authz["failure_mode_allow"] is False
+    assert authz["status_on_error"]["code"] == "ServiceUnavailable"
+    assert authz["http_service"]["server_uri"]["timeout"] == "5s"
+
+
+def test_istio_sends_and_takes_over_what_envoy_does() -> None:
+    (mesh,) = documents("istio/mesh-config.yaml")
+    (provider,) = mesh["spec"]["meshConfig"]["extensionProviders"]
+    authz = provider["envoyExtAuthzHttp"]
+    assert set(authz["includeRequestHeadersInCheck"]) == (
+        names(envoy_filter()["allowed_headers"]["patterns"]) | ALWAYS_SENT_BY_ENVOY
+    )
+    assert set(authz["headersToUpstreamOnAllow"]) == IDENTITY
+    assert authz["failOpen"] is False
+    assert authz["statusOnError"] == "503"
+    assert authz["timeout"] == "5s"
+    assert authz["port"] == 8080
+
+
+def test_istio_asks_about_everything_but_the_service_itself() -> None:
+    policy, site = documents("istio/authservice.yaml")
+    (mesh,) = documents("istio/mesh-config.yaml")
+    assert (policy["kind"], policy["spec"]["action"]) == ("AuthorizationPolicy", "CUSTOM")
+    assert policy["spec"]["provider"]["name"] == mesh["spec"]["meshConfig"]["extensionProviders"][0]["name"]
+    assert policy["spec"]["rules"] == [{"to": [{"operation": {"notPaths": ["/authservice/*"]}}]}]
+    (route,) = site["spec"]["http"]
+    assert site["kind"] == "VirtualService"
+    assert route["match"] == [{"uri": {"prefix": "/authservice/"}}]
+    assert route["route"][0]["destination"]["port"]["number"] == 8082
+    assert set(route["headers"]["request"]["remove"]) == IDENTITY
+
+
+def test_ambassador_sends_and_takes_over_what_envoy_does() -> None:
+    """Its lists know exact names only, so those that Envoy takes by prefix are spelt out."""
+    auth, mapping = documents("ambassador/authservice.yaml")
+    assert (auth["kind"], mapping["kind"]) == ("AuthService", "Mapping")
+    assert {auth["apiVersion"], mapping["apiVersion"]} == {"getambassador.io/v3alpha1"}
+    sent = set(auth["spec"]["allowed_request_headers"]) | ALWAYS_SENT_BY_AMBASSADOR
+    for name in names(envoy_filter()["allowed_headers"]["patterns"]):
+        assert name in sent or any(one.startswith(name.rstrip("*")) for one in sent if name.endswith("*")), name
+    assert IDENTITY <= set(auth["spec"]["allowed_authorization_headers"])
+    assert auth["spec"]["status_on_error"] == {"code": 503}
+    assert not auth["spec"].get("failure_mode_allow", False)
+    assert auth["spec"]["auth_service"].endswith(":8080")
+    assert mapping["spec"]["bypass_auth"] is True
+    assert mapping["spec"]["prefix"] == "/authservice/"
+    assert mapping["spec"]["rewrite"] == ""
+    assert mapping["spec"]["service"].endswith(":8082")
+    assert set(mapping["spec"]["remove_request_headers"]) == IDENTITY
+
+
+def test_every_gateway_takes_over_every_identity_header() -> None:
+    upstream = envoy_filter()["http_service"]["authorization_response"]["allowed_upstream_headers"]
+    assert names(upstream["patterns"]) == IDENTITY
+    nginx = (DEPLOY / "nginx/authservice.conf").read_text().lower()
+    guarded = nginx[nginx.rindex("location / {"):]
+    assert set(re.findall(r"proxy_set_header (\S+) \$authservice_", guarded)) == IDENTITY
+    caddy = (DEPLOY / "caddy/Caddyfile").read_text().lower()
+    assert set(re.search(r"copy_headers (.+)", caddy)[1].split()) == IDENTITY  # type: ignore[index]
+    (traefik,) = documents("traefik/dynamic.yml")
+    forward = traefik["http"]["middlewares"]["auth"]["forwardAuth"]
+    assert {name.lower() for name in forward["authResponseHeaders"]} == IDENTITY
+    assert forward["trustForwardHeader"] is False
+
+
+@pytest.mark.parametrize(
+    "path", ["envoy/envoy.yaml", "nginx/authservice.conf", "caddy/Caddyfile", "traefik/dynamic.yml"]
+)
+def test_gateways_ask_on_one_port_and_lead_people_to_the_other(path: str) -> None:
+    text = (DEPLOY / path).read_text()
+    for port in (8080, 8082, 9000):
+        assert re.search(rf"\b{port}\b", text), port
+
+
+def test_gateways_listen_on_this_machine_only() -> None:
+    """Whoever starts a file unread opens nothing to the network."""
+    (envoy,) = documents("envoy/envoy.yaml")
+    addresses = [node["address"] for node in walk(envoy) if "port_value" in node]
+    (traefik,) = documents("traefik/traefik.yml")
+    addresses += [entry["address"].rpartition(":")[0] for entry in traefik["entryPoints"].values()]
+    addresses += re.findall(r"listen (.+):\d+;", (DEPLOY / "nginx/authservice.conf").read_text())
+    addresses += re.findall(r"bind (.+)", (DEPLOY / "caddy/Caddyfile").read_text())
+    assert len(addresses) == 4 + 1 + 1 + 1
+    assert all(ipaddress.ip_address(address).is_loopback for address in addresses)
+
+
+def test_ports_are_replaced_whole_and_all_at_once() -> None:
+    assert replace_ports("a:8080 b:8082 c:80801 d:18080 e:1.8080", {8080: 8082, 8082: 8080}) == (
+        "a:8082 b:8080 c:80801 d:18080 e:1.8080"
+    )
+
+
+# --- they agree with the service ----------------------------------------------------------------
+
+SETTINGS = {row.name for row in ROWS} | {f"{row.name}_FILE" for row in ROWS if row.secret}
+NOT_OURS = {"PATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "GUNICORN_CMD_ARGS", "PYTHON", "CMD"}
+
+
+def deployed_files() -> list[Path]:
+    return sorted(
+        path for path in DEPLOY.rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".html", ".pyc")
+    )
+
+
+@pytest.mark.parametrize("path", deployed_files(), ids=lambda path: str(path.relative_to(DEPLOY)))
+def test_every_setting_that_a_file_names_exists(path: Path) -> None:
+    named = set(re.findall(r"(?<![\w$])([A-Z][A-Z0-9_]{3,})=", path.read_text()))
+    named |= set(re.findall(r"\b((?:USERID|GROUPS|AUTH_METHOD|OIDC|SESSION)_[A-Z_]+)\b", path.read_text()))
+    assert named - SETTINGS - NOT_OURS == set()
+
+
+def env_file(path: Path) -> dict[str, str]:
+    lines = (line for line in path.read_text().splitlines() if line and not line.startswith("#"))
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
+
+
+def test_the_units_settings_are_a_start_without_problems(tmp_path: Path) -> None:
+    environ = env_file(DEPLOY / "systemd/authservice.env")
+    secret = tmp_path / "client-secret"
+    secret.write_text("of-the-credential\n")
+    found = examine({**environ, "CLIENT_SECRET_FILE": str(secret)})
+    assert (list(found.problems), list(found.warnings)) == ([], [])
+    unit = (DEPLOY / "systemd/authservice.service").read_text()
+    assert "CLIENT_SECRET" not in environ
+    assert "Environment=CLIENT_SECRET_FILE=%d/client-secret" in unit
+    assert found.settings is not None
+    # The default path of the session file is in the unit's state directory.
+    assert found.settings.session_store_path.parent == Path("/var/lib/authservice")
+    assert "StateDirectory=authservice" in unit
+
+
+def test_the_demos_settings_are_a_start_without_problems(tmp_path: Path) -> None:
+    found = examine(Stack(Ports(), tmp_path, print).authservice_settings())
+    assert (list(found.problems), list(found.warnings)) == ([], [])
+
+
+# --- the image ----------------------------------------------------------------------------------
+
+
+def instructions() -> list[tuple[str, str]]:
+    text = (DEPLOY / "Dockerfile").read_text()
+    text = re.sub(r"^\s*#.*\n", "", text, flags=re.M).replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def test_the_image_runs_as_nobody_special_on_a_read_only_root() -> None:
+    final = instructions()
+    start = max(index for index, (word, _) in enumerate(final) if word == "FROM")
+    final = final[start:]
+    words = dict(final)
+    assert words["USER"] == "111:111"
+    assert words["VOLUME"] == "/var/lib/authservice"
+    assert "/dev/shm" in words["ENV"]
+    assert "READINESS_PROBE_PORT=8081" in words["ENV"]
+    assert set(words["EXPOSE"].split()) == {"8080", "8081", "8082"}
+    made = next(rest for word, rest in final if word == "RUN")
+    # A volume with fsGroup 111 belongs to the group: the folder must take its files.
+    assert "--owner=111 --group=111 --mode=2770 /var/lib/authservice" in made
+    assert "pip" not in made
+
+
+def test_the_image_is_built_from_what_is_there() -> None:
+    """Everything that is copied exists and is let through to the builder."""
+    let_through = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    copied = [rest for word, rest in instructions() if word == "COPY" and "--from" not in rest]
+    assert copied
+    for line in copied:
+        *sources, _ = shlex.split(line)
+        for source in sources:
+            assert (ROOT / source).exists(), source
+            assert any(source == top or source.startswith(f"{top}/") for top in let_through), source
+
+
+def test_image_and_unit_start_the_same_application() -> None:
+    command = "-c python:authservice.gunicorn_conf authservice.wsgi:app"
+    in_image = yaml.safe_load(dict(instructions())["CMD"])
+    assert " ".join(in_image) == f"gunicorn {command}"
+    assert f"/bin/gunicorn {command}\n" in (DEPLOY / "systemd/authservice.service").read_text()
