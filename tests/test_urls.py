@@ -116,6 +116,13 @@ class TestCanonicalPath:
     def test_nothing_invisible_or_separating_alone(self, path: str) -> None:
         assert canonical_path(path) is None
 
+    @pytest.mark.parametrize(
+        "escape", ["%2f", "%5c", "%3b", "%3f", "%23", "%25", "%00", "%1f", "%7f", "%0d%0a"]
+    )
+    def test_escapes_with_a_meaning_are_doubtful(self, escape: str) -> None:
+        for target in (f"/a{escape}", f"/a{escape.upper()}b", f"/{escape}/c"):
+            assert canonical_path(target) is None
+
     def test_length(self) -> None:
         assert canonical_path("/" + "a" * (MAX_PATH - 1)) is not None
         assert canonical_path("/" + "a" * MAX_PATH) is None
@@ -685,6 +692,36 @@ class TestOpenRedirects:
         for name in ("own and allowed hosts", "own host only", "nothing known"):
             assert CONFIGURATIONS[name].for_parameter(candidate, "https", "our.host") == HOME
             assert CONFIGURATIONS[name].for_check("https", "our.host", candidate) == HOME
+
+    @pytest.mark.parametrize(
+        "candidate",
+        [
+            *(
+                "/a/..//evil.example",
+                "/%2e%2e//evil.example",
+                "/./%2fevil.example",
+                "/a/%252e%252e//evil.example",
+            ),
+            *(
+                "/\uff0fevil.example",
+                "/%EF%BC%8Fevil.example",
+                "/%ef%bc%bcevil.example",
+                "/%25ef%25bc%258fevil",
+            ),
+            *(
+                "/%20/evil.example",
+                "/ /evil.example",
+                "/%C2%A0/evil.example",
+                "/%00/evil.example",
+                "/%0b/evil.example",
+            ),
+            *("/a%0d%0aLocation:x", "/a%250ab", "/a\nb", "/a?b=\nc", "/a?b\x00", "/a\x7f"),
+        ],
+    )
+    def test_o03_o04_disguises_are_not_even_kept_as_paths(self, candidate: str) -> None:
+        """A browser would stay; the next program on the way might not."""
+        assert addresses().for_parameter(candidate, "https", "our.host") == HOME
+        assert addresses().for_check("https", "our.host", candidate.encode().decode("latin-1")) == HOME
 
     def test_the_corpus_has_teeth(self) -> None:
         """Sent as they are, or decoded once or twice on the way, most lines lead a browser
