@@ -1,25 +1,38 @@
 """Start-up checks: what the settings' texts alone cannot tell, looked up on this machine.
 
 ``authservice check-config`` and the start itself ask the same questions here, so that both give the
-same list. Nothing is created, changed or asked over the network: the provider and Redis may well
-come later than we do.
+same list. Nothing is left behind, changed or asked over the network: the provider and Redis may
+well come later than we do.
 """
 
 from __future__ import annotations
 
 import os
 import ssl
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from authservice.errors import SettingsError
 from authservice.outbound import Http
 from authservice.pages import Pages, TemplateProblems
-from authservice.settings import Settings
+from authservice.settings import Settings, load
 
 _BOLT_MAGIC_AT = 16
 _BOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
 _SQLITE_MAGIC = b"SQLite format 3\0"
+
+
+def checked(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings of an environment (the process's own by default) with which a start succeeds.
+
+    Raises `errors.SettingsError` with all problems of their texts, or of what the texts name.
+    """
+    settings = load(environ)
+    found = problems(settings)
+    if found:
+        raise SettingsError(list(found), [*settings.warnings, *warnings(settings)])
+    return settings
 
 
 def problems(settings: Settings) -> tuple[str, ...]:
@@ -100,12 +113,15 @@ def _store_problems(settings: Settings) -> Iterator[str]:
         return
     if not folder.is_dir():
         yield f"SESSION_STORE_PATH: {folder} is not a folder."
-    elif not os.access(folder, os.W_OK | os.X_OK):
+        return
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
         yield (
-            f"SESSION_STORE_PATH: we may not write to {folder} (we are user {os.geteuid()}). Make the folder "
-            "ours, or name a file in another one."
+            f"SESSION_STORE_PATH: nothing can be written in {folder} by user {os.geteuid()} ({error.strerror}). "
+            "Make the folder writable, or name a file in another one."
         )
-    elif head is not None and head.startswith(_SQLITE_MAGIC) and not os.access(file, os.R_OK | os.W_OK):
+    if head is not None and head.startswith(_SQLITE_MAGIC) and not os.access(file, os.R_OK | os.W_OK):
         yield f"SESSION_STORE_PATH: we may not read and write {file} (we are user {os.geteuid()})."
 
 

@@ -1,0 +1,341 @@
+"""The composition root: the only place that reads `Settings` and constructs things.
+
+`build` puts a `Service` together out of plain values; `create_app` gives it to Flask as two
+blueprints, `judge` and `site`, told apart by the port a request came in on. Threads and
+connections begin in `Service.start`, which must run in the process that serves.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from typing import Any
+
+import flask
+from flask import Flask, Request, Response
+from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
+
+from authservice import judge, logs, site, startup
+from authservice.authn import Authenticator
+from authservice.authn.session import SessionAuthenticator
+from authservice.authz.groups import GroupsAuthorizer
+from authservice.check import CheckRequest
+from authservice.entrance import Entrance, Rounds
+from authservice.errors import AuthServiceError, NotReady
+from authservice.gateways import Gateways, OwnPaths, Trust
+from authservice.identity import ClaimRules, IdentityHeaders
+from authservice.logs import Event
+from authservice.oidc.client import Client, Credentials
+from authservice.oidc.login import LoginFlow
+from authservice.oidc.metadata import Overrides
+from authservice.oidc.provider import Provider
+from authservice.ops import Readiness
+from authservice.outbound import Http
+from authservice.pipeline import Pipeline, is_navigation
+from authservice.sessions import Store
+from authservice.sessions.cookies import CookieRules
+from authservice.sessions.interface import SessionInterface
+from authservice.sessions.live import Sessions
+from authservice.sessions.redis import RedisStore
+from authservice.sessions.seal import Keyring
+from authservice.sessions.sqlite import SqliteStore
+from authservice.settings import Secret, Settings
+from authservice.urls import PathPrefixes, ReturnAddresses
+
+log = logging.getLogger(__name__)
+
+Clock = Callable[[], datetime]
+SCHEME_UNKNOWN = (
+    "Nothing tells whether browsers come over https, so cookies are made without Secure. Set SESSION_COOKIE_SECURE, "
+    "or make REDIRECT_URL absolute, or let the gateway send X-Forwarded-Proto and name it in TRUSTED_PROXIES."
+)
+JUDGE, SITE, PROBE = "judge", "site", "probe"
+
+
+def utc_now() -> datetime:
+    """The service's clock."""
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """Everything that serves, put together."""
+
+    judge: judge.Judge
+    site: site.Site
+    readiness: Readiness
+    provider: Provider
+    store: Store
+    sessions: Sessions
+    cookie_rules: CookieRules
+    secure: Callable[[str | None], bool]
+    trust: Trust
+
+    def start(self) -> None:
+        """Starts the background work of this process, and again in each process forked from it."""
+        os.register_at_fork(after_in_child=self.provider.start)
+        self.provider.start()
+
+    def stop(self) -> None:
+        """Ends the background work and lets go of the store."""
+        self.provider.stop()
+        self.store.close()
+
+
+def build(settings: Settings, now: Clock = utc_now) -> Service:
+    """The service that these settings describe. Nothing here waits for the network."""
+    trust = Trust(settings.trusted_proxies, settings.outside_scheme)
+    secure = cookie_security(settings)
+    store = build_store(settings, now)
+    sessions = Sessions(store, now=now, max_age=settings.session_max_age, idle_timeout=settings.session_idle_timeout)
+    keyring = Keyring([settings.sealing_key_material()])
+    provider, client = build_provider(settings, now)
+    flow = LoginFlow(
+        provider,
+        client,
+        keyring,
+        spend=sessions.spend,
+        now=now,
+        cookie_prefix=settings.session_cookie_name,
+        algorithms=settings.oidc_signing_algs,
+    )
+    rounds = Rounds(keyring, settings.session_cookie_name, now)
+    entrance = Entrance(flow, rounds, secure)
+    headers = IdentityHeaders(
+        settings.userid_header,
+        settings.groups_header,
+        settings.auth_method_header,
+        settings.userid_prefix,
+        settings.userid_transformers,
+    )
+    return_addresses = ReturnAddresses(
+        settings.outside_scheme,
+        settings.outside_host,
+        settings.allowed_redirect_hosts,
+        default=settings.homepage_url,
+        after_login_url=settings.after_login_url,
+    )
+    pages = startup.build_pages(settings)
+    pipeline = Pipeline(
+        open_paths=PathPrefixes(settings.skip_prefixes),
+        preflights_pass=settings.allow_cors_preflight,
+        authenticators=build_authenticators(settings, sessions),
+        authorizers=(GroupsAuthorizer(settings.groups_allowlist),),
+        headers=headers,
+        ready=provider.metadata,
+        redirects=redirects(settings),
+        return_addresses=return_addresses,
+    )
+    own = OwnPaths(
+        settings.callback_path,
+        settings.login_path,
+        settings.logout_path,
+        settings.verify_path,
+        settings.forward_auth_path,
+    )
+    judging = judge.Judge(
+        Gateways(settings.gateway, trust, own, settings.check_path_prefix),
+        pipeline,
+        entrance,
+        pages,
+        login_path=settings.login_path,
+        logout_path=settings.logout_path,
+        homepage_url=settings.homepage_url,
+    )
+    serving = site.Site(
+        flow=flow,
+        entrance=entrance,
+        rounds=rounds,
+        sessions=sessions,
+        revoke=client.revoke,
+        claim_rules=ClaimRules(
+            settings.userid_claim, settings.groups_claim, settings.userid_lowercase, settings.require_verified_email
+        ),
+        headers=headers,
+        return_addresses=return_addresses,
+        trust=trust,
+        secure=secure,
+        pages=pages,
+        rules=site.SiteRules(
+            homepage_url=settings.homepage_url,
+            after_logout_url=settings.after_logout_url,
+            login_path=settings.login_path,
+            auth_header=settings.auth_header,
+            origin_header_tells="nginx" in settings.gateway,
+            same_site_strict=settings.session_same_site == "Strict",
+            session_max_age=settings.session_max_age,
+        ),
+        now=now,
+    )
+    def provider_is_known() -> None:
+        if not provider.ready:
+            raise NotReady
+
+    readiness = Readiness({"provider": provider_is_known, "store": store.ping})
+    cookie_rules = CookieRules(
+        settings.session_cookie_name,
+        settings.session_max_age,
+        settings.session_cookie_domain,
+        settings.session_cookie_httponly,
+        settings.session_same_site,
+    )
+    return Service(judging, serving, readiness, provider, store, sessions, cookie_rules, secure, trust)
+
+
+def build_provider(settings: Settings, now: Clock) -> tuple[Provider, Client]:
+    """The provider, and the service as its client."""
+    http = Http(settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes)
+    overrides = Overrides(
+        authorization_endpoint=settings.oidc_auth_url,
+        token_endpoint=settings.oidc_token_url,
+        jwks_uri=settings.oidc_jwks_url,
+        userinfo_endpoint=settings.oidc_userinfo_url,
+        revocation_endpoint=settings.oidc_revocation_url,
+        end_session_endpoint=settings.oidc_end_session_url,
+    )
+    credentials = Credentials(
+        client_id=settings.client_id,
+        client_secret=settings.client_secret.reveal(),
+        auth_method=settings.oidc_client_auth_method,
+        private_key=settings.client_private_key.reveal(),
+    )
+    provider = Provider(
+        settings.oidc_provider, http, overrides, now=now, auth_method=settings.oidc_client_auth_method
+    )
+    client = Client(
+        provider, http, credentials, redirect_uri=settings.redirect_url, scopes=settings.oidc_scopes, now=now
+    )
+    return provider, client
+
+
+def build_store(settings: Settings, now: Clock) -> Store:
+    """The session store of ``SESSION_STORE_TYPE``."""
+    if settings.session_store_type == "redis":
+        return RedisStore(
+            settings.session_store_redis_addr,
+            username=settings.session_store_redis_username,
+            password=settings.session_store_redis_pwd.reveal(),
+            db=settings.session_store_redis_db,
+            now=now,
+        )
+    return SqliteStore(settings.session_store_path, now)
+
+
+def build_authenticators(settings: Settings, sessions: Sessions) -> list[Authenticator]:
+    """Who is asked for an identity, in this order."""
+    return [
+        SessionAuthenticator(
+            sessions, auth_header=settings.auth_header, cookie_name=settings.session_cookie_name
+        )
+    ]
+
+
+def cookie_security(settings: Settings) -> Callable[[str | None], bool]:
+    """``SESSION_COOKIE_SECURE`` as a question about the outside scheme of one request."""
+    fixed = settings.session_cookie_secure
+    if fixed is not None:
+        return lambda scheme: fixed
+    told = threading.Event()
+
+    def by_the_outside(scheme: str | None) -> bool:
+        if scheme is None and not told.is_set():
+            told.set()
+            log.warning(Event.SCHEME_UNKNOWN.value, extra={"note": SCHEME_UNKNOWN})
+        return scheme == "https"
+
+    return by_the_outside
+
+
+def redirects(settings: Settings) -> Callable[[CheckRequest], bool]:
+    """``UNAUTHENTICATED_RESPONSE`` as a question about one check."""
+    if settings.unauthenticated_response == "auto":
+        return is_navigation
+    always = settings.unauthenticated_response == "redirect"
+    return lambda check: always
+
+
+def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now) -> Flask:
+    """The WSGI application for these environment variables (the process's own by default).
+
+    Raises `errors.SettingsError` with every problem at once. ``app.extensions["authservice"]`` is
+    the `Service`; its background work begins when its ``start`` is called.
+    """
+    settings = startup.checked(environ)
+    logs.configure(settings.log_level, known_secrets(settings))
+    for warning in (*settings.warnings, *startup.warnings(settings)):
+        log.warning(Event.SETTING_NOTE.value, extra={"note": warning})
+    service = build(settings, now)
+    ports = {str(settings.server_port): JUDGE, str(settings.web_server_port): SITE}
+    if settings.readiness_probe_port:
+        ports[str(settings.readiness_probe_port)] = PROBE
+    return flask_app(service, settings, ports)
+
+
+def known_secrets(settings: Settings) -> list[str]:
+    """The texts that must never be seen in a log, whatever line they got into."""
+    values = (getattr(settings, field.name) for field in fields(settings))
+    return [value.reveal() for value in values if isinstance(value, Secret)]
+
+
+class PortApp(Flask):
+    """A Flask application in which the port that a request came in on decides what may answer it.
+
+    The routing map's sub-domains are the ports' names; no header, not even ``Host``, takes part.
+    """
+
+    def __init__(self, ports: Mapping[str, str]) -> None:
+        super().__init__("authservice", static_folder=None, template_folder=None, subdomain_matching=True)
+        self._ports = dict(ports)
+        self.url_map.merge_slashes = False
+        self.url_map.strict_slashes = False
+        self.url_map.redirect_defaults = False
+
+    def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
+        if request is None:
+            return super().create_url_adapter(None)
+        environ = request.environ
+        return self.url_map.bind(
+            "authservice",
+            subdomain=self._ports.get(environ.get("SERVER_PORT", ""), ""),
+            url_scheme=environ["wsgi.url_scheme"],
+            default_method=environ["REQUEST_METHOD"],
+            path_info=request.path,
+            query_args=environ.get("QUERY_STRING", ""),
+        )
+
+
+def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) -> Flask:
+    """Flask with the two blueprints, each on its own port."""
+    app = PortApp(ports)
+    app.extensions["authservice"] = service
+
+    def secure_now() -> bool:
+        return service.secure(service.trust.scheme(judge.parts_of(flask.request.environ)))
+
+    app.session_interface = SessionInterface(app, service.sessions, service.cookie_rules, secure_now)
+    doors = {"callback": service.site.callback, "login": service.site.login, "logout": service.site.logout}
+    paths = {"callback": settings.callback_path, "login": settings.login_path, "logout": settings.logout_path}
+    app.register_blueprint(judge.blueprint(service.judge, doors, JUDGE))
+    app.register_blueprint(site.blueprint(service.site, service.readiness, paths, settings.prefix_path, SITE))
+    app.register_blueprint(site.probe_blueprint(service.readiness, PROBE))
+
+    def http_error(error: HTTPException) -> Response:
+        sentences = {404: "There is nothing at this address.",
+                     405: "This address does not take this kind of request."}
+        answer = service.site.error_page(error.code or 500, sentences.get(error.code or 500, "That did not work."))
+        if getattr(error, "valid_methods", None):
+            answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        return answer
+
+    def unexpected(error: Exception) -> Response:
+        log.error(Event.UNEXPECTED.value, exc_info=error, extra=site.request_log_fields())
+        return service.site.error_page(500, AuthServiceError.public)
+
+    app.register_error_handler(HTTPException, http_error)
+    app.register_error_handler(Exception, unexpected)
+    return app

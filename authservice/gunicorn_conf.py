@@ -1,0 +1,53 @@
+"""gunicorn's settings, made from ours: two ports, limits as wide as gateways', graceful ends.
+
+Used as ``gunicorn -c gunicorn.conf.py wsgi:app`` in a checkout and as
+``gunicorn -c python:authservice.gunicorn_conf "authservice.wsgi:app"`` from an installed package. With faulty
+settings gunicorn does not start: all problems are listed and the exit status is 2.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from authservice.errors import SettingsError
+from authservice.startup import checked, explain
+
+try:
+    settings = checked()
+except SettingsError as error:
+    sys.stderr.write(explain(error))
+    sys.exit(2)
+
+
+def _address(port: int) -> str:
+    host = settings.server_hostname
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+bind = [_address(settings.server_port), _address(settings.web_server_port)]
+if settings.readiness_probe_port:
+    # On all interfaces, as the original's: the kubelet asks the pod's own address.
+    bind.append(f":{settings.readiness_probe_port}")
+
+workers = settings.web_concurrency
+worker_class = "gthread"
+threads = 16
+# Longer than any proxy in front keeps a connection idle, so that it never meets a closed one.
+keepalive = 75
+timeout = 60
+graceful_timeout = 20
+
+# A check carries the person's whole address and all their cookies.
+limit_request_line = 8190
+limit_request_field_size = 65536
+limit_request_fields = 200
+
+# A client reaches us through its gateway: nothing that it sends may change scheme, path or peer.
+forwarded_allow_ips = ""
+secure_scheme_headers: dict[str, str] = {}
+forwarder_headers = ""
+header_map = "drop"
+
+control_socket_disable = True
+accesslog = None
+proc_name = "authservice"

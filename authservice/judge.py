@@ -1,0 +1,217 @@
+"""The judge: a gateway's check in, its answer out.
+
+`Judge.answer` reads a request in its gateway's dialect, asks the pipeline, and spells the decision
+as a `Reply`; it records what it answered, once. The blueprint `judge` serves it for any path and
+any method. What the service does besides judging (callback, logout, login) is behind `doors`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+from flask import Blueprint, Response, request
+from flask.blueprints import BlueprintSetupState
+from werkzeug.routing import Rule
+
+from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, RequestParts
+from authservice.entrance import NO_STORE, Entrance
+from authservice.errors import AuthServiceError, Misdirected, Reason
+from authservice.gateways import PASSES_ANSWERS_ON, Gateways, Style
+from authservice.logs import Event, request_fields, request_id
+from authservice.pages import Page, Pages
+from authservice.pipeline import Pipeline, is_navigation
+
+log = logging.getLogger(__name__)
+
+CHALLENGE = "Bearer"
+"""The challenge when no credential came at all: no error code (RFC 6750 §3.1)."""
+
+NOT_READY_TEXT = b"OIDC Setup is not complete yet."
+REMOVE = "x-envoy-auth-headers-to-remove"
+RETRY_AFTER = ("Retry-After", "5")
+
+
+class Judge:
+    """Answers checks. ``login_path`` and ``logout_path`` are the service's own, for its pages."""
+
+    def __init__(
+        self,
+        gateways: Gateways,
+        pipeline: Pipeline,
+        entrance: Entrance,
+        pages: Pages,
+        *,
+        login_path: str,
+        logout_path: str,
+        homepage_url: str,
+    ) -> None:
+        self.gateways = gateways
+        self._pipeline = pipeline
+        self._entrance = entrance
+        self._pages = pages
+        self._login_path = login_path
+        self._logout_path = logout_path
+        self._homepage_url = homepage_url
+
+    def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK) -> Reply:
+        """The answer to one check.
+
+        Under `Reach.MEMORY` raises `check.NeedsIO`, with nothing recorded, when it cannot be
+        given without waiting.
+        """
+        identifier = request_id(parts.headers.get("x-request-id", ""))
+        try:
+            dialect = self.gateways.dialect(parts)
+            check = dialect.read(parts)
+        except Misdirected as error:
+            return self._misdirected(parts, error, identifier)
+        decision = self._pipeline.decide(check, reach)
+        if isinstance(decision, Login) and decision.redirect and dialect.style.redirects:
+            decision = self._enter(decision, check, reach)
+        match decision:
+            case Reply():
+                self._record(check, identifier, Event.LOGIN_BEGUN)
+                return decision
+            case Allow():
+                return allowed(decision, dialect.style, dialect.name)
+            case Login():
+                return self._told_to_log_in(decision, check, identifier)
+            case Deny():
+                return self._denied(decision, check, identifier)
+
+    def _enter(self, login: Login, check: CheckRequest, reach: Reach) -> Reply | Deny:
+        try:
+            return self._entrance.begin(login.return_to, check.header("cookie"), check.scheme, _origin(check), reach)
+        except AuthServiceError as error:
+            return Deny(error.status, error.reason, error.public, cause=str(error))
+
+    def _told_to_log_in(self, login: Login, check: CheckRequest, identifier: str) -> Reply:
+        self._record(check, identifier, Event.DENIED, status=401, reason=Reason.NOT_AUTHENTICATED)
+        start = _origin(check) + self._login_path
+        body = {"error": Reason.NOT_AUTHENTICATED.value, "login_url": start}
+        headers = (("WWW-Authenticate", CHALLENGE), ("X-Login-URL", f"{start}?rd={quote(login.return_to, safe='')}"))
+        return _json(401, body, headers)
+
+    def _denied(self, deny: Deny, check: CheckRequest, identifier: str) -> Reply:
+        self._record(check, identifier, Event.DENIED, status=deny.status, reason=deny.reason, cause=deny.cause)
+        extra: tuple[tuple[str, str], ...] = ()
+        if deny.challenge:
+            extra += (("WWW-Authenticate", deny.challenge),)
+        if deny.status == 503:
+            text = NOT_READY_TEXT if deny.reason is Reason.NOT_READY else deny.public.encode()
+            return Reply(503, (("Content-Type", "text/plain; charset=utf-8"), NO_STORE, RETRY_AFTER), text)
+        if deny.status == 401 or not is_navigation(check):
+            return _json(deny.status, {"error": deny.reason.value, "message": deny.public}, extra)
+        page = self._denial_page(deny, identifier)
+        return Reply(deny.status, (*page.headers, *extra), page.body)
+
+    def _denial_page(self, deny: Deny, identifier: str) -> Page:
+        if deny.identity is None:
+            return self._pages.error(
+                deny.status,
+                deny.public,
+                request_id=identifier,
+                way_on_url=self._homepage_url,
+                way_on_label="Go to the start page",
+            )
+        return self._pages.denied(
+            user_id=deny.identity.user_id,
+            groups=deny.detail,
+            sentence=deny.public,
+            logout_url=self._logout_path,
+            home_url=self._homepage_url,
+            request_id=identifier,
+        )
+
+    def _misdirected(self, parts: RequestParts, error: Misdirected, identifier: str) -> Reply:
+        log.warning(
+            Event.DENIED.value,
+            extra={"request_id": identifier, "status": error.status, "reason": error.reason, "cause": str(error)},
+        )
+        return _json(error.status, {"error": error.reason.value, "message": error.public})
+
+    @staticmethod
+    def _record(check: CheckRequest, identifier: str, event: Event, **fields: object) -> None:
+        log.info(event.value, extra={**request_fields(check, identifier), **fields})
+
+
+def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
+    """The answer that lets a request pass: identity headers and nothing else, not even a type.
+
+    Every identity header that the client might have sent itself is neutralised. Envoy is told to
+    remove it; Traefik and Caddy copy an empty one over it; in front of nginx the configuration
+    sets each header from this answer, and an absent one is removed.
+    """
+    headers = allow.set_headers
+    if allow.remove_headers and style is PASSES_ANSWERS_ON:
+        if dialect == "envoy":
+            headers += ((REMOVE, ",".join(allow.remove_headers)),)
+        else:
+            headers += tuple((name, "") for name in allow.remove_headers if "_" not in name)
+    return Reply(style.allow_status, headers)
+
+
+def _origin(check: CheckRequest) -> str:
+    """``scheme://host`` as the person sees it, or nothing when it is not known for sure."""
+    return f"{check.scheme}://{check.host}" if check.scheme and check.host else ""
+
+
+def _json(status: int, body: Mapping[str, str], extra: tuple[tuple[str, str], ...] = ()) -> Reply:
+    headers = (("Content-Type", "application/json"), NO_STORE, *extra)
+    return Reply(status, headers, json.dumps(body).encode() + b"\n")
+
+
+def parts_of(environ: Mapping[str, Any]) -> RequestParts:
+    """The request as it arrived, out of a WSGI environ (PEP 3333).
+
+    ``RAW_URI`` (gunicorn) or ``REQUEST_URI`` (others) is the target as sent; ``PATH_INFO`` is
+    decoded and therefore useless for judging.
+    """
+    headers = {
+        name[5:].replace("_", "-").lower(): value for name, value in environ.items() if name.startswith("HTTP_")
+    }
+    for name in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(name):
+            headers[name.replace("_", "-").lower()] = environ[name]
+    return RequestParts(
+        method=environ["REQUEST_METHOD"],
+        target=environ.get("RAW_URI") or environ.get("REQUEST_URI"),
+        headers=headers,
+        peer=environ.get("REMOTE_ADDR") or None,
+    )
+
+
+def response(reply: Reply) -> Response:
+    """A reply as Flask's response: its headers and no others (a bare allow has no type)."""
+    flask_response = Response(reply.body, status=reply.status)
+    flask_response.headers.clear()
+    for name, value in reply.headers:
+        flask_response.headers.add(name, value)
+    if reply.status != 204:
+        flask_response.headers["Content-Length"] = str(len(reply.body))
+    return flask_response
+
+
+def blueprint(judge: Judge, doors: Mapping[str, Callable[[], Response]], subdomain: str) -> Blueprint:
+    """The blueprint `judge`: any path, any method, never a redirect or an error of the framework."""
+    judging = Blueprint("judge", __name__)
+
+    def every() -> Response:
+        parts = parts_of(request.environ)
+        door = judge.gateways.door(parts)
+        return doors[door]() if door else response(judge.answer(parts))
+
+    def serve_everything(state: BlueprintSetupState) -> None:
+        # Flask's own routes have a closed list of methods; a bare rule takes any.
+        state.app.view_functions["judge.every"] = lambda path="": every()
+        for rule in ("/", "/<path:path>"):
+            state.app.url_map.add(
+                Rule(rule, endpoint="judge.every", methods=None, subdomain=subdomain, merge_slashes=False)
+            )
+
+    judging.record(serve_everything)
+    return judging

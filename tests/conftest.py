@@ -1,0 +1,204 @@
+"""Fixtures for everything that needs the whole service: settings, a clock, a provider, a browser."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+from flask import Flask
+from werkzeug.test import create_environ, run_wsgi_app
+
+if TYPE_CHECKING:
+    from tests.provider import FakeProvider
+
+CLIENT_ID = "authservice"
+CLIENT_SECRET = "a-client-secret-that-nobody-may-see"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "external: needs a program that pip or apt brings")
+
+
+class Clock:
+    """The service's clock, moved by hand."""
+
+    def __init__(self) -> None:
+        self.offset = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(timezone.utc) + self.offset
+
+    def advance(self, **by: float) -> None:
+        self.offset += timedelta(**by)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer as a gateway or browser gets it."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    def header(self, name: str) -> str | None:
+        """The only value of a header; fails when it is there twice."""
+        values = self.all(name)
+        assert len(values) <= 1, f"{name} is there {len(values)} times"
+        return values[0] if values else None
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self.headers if key.lower() == name.lower()]
+
+    @property
+    def text(self) -> str:
+        return self.body.decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def ask(app: Flask, method: str, target: str, *, port: int, headers: Mapping[str, str] | None = None,
+        peer: str = "127.0.0.1", body: bytes = b"") -> Answer:
+    """One request straight into the WSGI application, with the target exactly as given."""
+    path, _, query = target.partition("?")
+    environ = create_environ(path="/", method=method, headers=dict(headers or {}), data=body or None)
+    environ.update(
+        PATH_INFO=path, QUERY_STRING=query, RAW_URI=target, REQUEST_URI=target,
+        SERVER_PORT=str(port), REMOTE_ADDR=peer,
+    )
+    chunks, status, sent = run_wsgi_app(app, environ, buffered=True)
+    return Answer(int(status.split()[0]), tuple(sent), b"".join(chunks))
+
+
+@dataclass
+class Browser:
+    """Just enough of a browser: a cookie jar, and the steps of a login."""
+
+    app: Flask
+    provider: FakeProvider
+    host: str = "app.example"
+    jar: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
+
+    JUDGE = 8080
+    SITE = 8082
+
+    def send(self, method: str, target: str, *, port: int = JUDGE, **headers: str) -> Answer:
+        named = {"Host": self.host, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        if self.jar and "Cookie" not in named:
+            named["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.jar.items())
+        answer = ask(self.app, method, target, port=port, headers=named)
+        self._keep(answer)
+        return answer
+
+    def get(self, target: str, **more: Any) -> Answer:
+        return self.send("GET", target, **more)
+
+    def _keep(self, answer: Answer) -> None:
+        for line in answer.all("Set-Cookie"):
+            pair, _, rest = line.partition(";")
+            name, _, value = pair.partition("=")
+            self.attributes[name] = rest
+            if "max-age=0" in rest.lower():
+                self.jar.pop(name, None)
+            else:
+                self.jar[name] = value
+
+    def begin(self, target: str = "/notebooks/7?x=1", **more: Any) -> str:
+        """Asks for a page, is sent to the provider, and logs in there: the callback's target."""
+        sent = self.get(target, **more)
+        assert sent.status == 302, (sent.status, sent.text)
+        return self.at_provider(sent)
+
+    def at_provider(self, sent: Answer) -> str:
+        location = sent.header("Location") or ""
+        query = self.provider.authorize(location)
+        return f"{self.callback_path}?{query}"
+
+    @property
+    def callback_path(self) -> str:
+        return "/authservice/oidc/callback"
+
+    def log_in(self, target: str = "/notebooks/7?x=1", **more: Any) -> Answer:
+        """A whole login; gives the callback's answer."""
+        return self.get(self.begin(target), **more)
+
+    @property
+    def session(self) -> str | None:
+        return self.jar.get("authservice_session")
+
+    @property
+    def pending(self) -> list[str]:
+        return [name for name in self.jar if name.startswith("authservice_session_login_")]
+
+
+def path_of(location: str | None) -> str:
+    """The path and query of an address."""
+    parts = urlsplit(location or "")
+    return parts.path + (f"?{parts.query}" if parts.query else "")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    from tests.provider import FakeProvider
+
+    with FakeProvider(client_id=CLIENT_ID, client_secret=CLIENT_SECRET) as fake:
+        yield fake
+
+
+@pytest.fixture
+def environ(provider: FakeProvider, tmp_path: Path) -> dict[str, str]:
+    """Settings that log in at the fake provider and keep sessions in this test's folder."""
+    return {
+        "OIDC_PROVIDER": provider.issuer,
+        "CLIENT_ID": CLIENT_ID,
+        "CLIENT_SECRET": CLIENT_SECRET,
+        "AUTHSERVICE_URL_PREFIX": "/authservice/",
+        "SESSION_STORE_PATH": str(tmp_path / "sessions" / "data.db"),
+        "LOG_LEVEL": "DEBUG",
+    }
+
+
+@pytest.fixture
+def make_app(environ: dict[str, str], clock: Clock) -> Iterator[Callable[..., Flask]]:
+    """Makes applications with changed settings, and ends their background work afterwards."""
+    from authservice.app import create_app
+
+    made: list[Flask] = []
+
+    def make(**changes: str) -> Flask:
+        app = create_app({**environ, **changes}, now=clock)
+        made.append(app)
+        app.extensions["authservice"].start()
+        return app
+
+    yield make
+    for app in made:
+        app.extensions["authservice"].stop()
+
+
+@pytest.fixture
+def make_browser(make_app: Callable[..., Flask], provider: FakeProvider) -> Callable[..., Browser]:
+    """A browser in front of an application with changed settings."""
+
+    def make(app: Flask | None = None, **changes: str) -> Browser:
+        return Browser(app or make_app(**changes), provider)
+
+    return make
+
+
+@pytest.fixture
+def browser(make_browser: Callable[..., Browser]) -> Browser:
+    return make_browser()

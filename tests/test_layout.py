@@ -1,0 +1,126 @@
+"""The tree keeps its shape: imports go one way, each library has one door, modules stay small.
+
+The table says what a module of ours may import of ours; whoever is not named imports nothing of it.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "authservice"
+
+VALUES = {"errors", "check", "identity", "urls"}
+MEANS = VALUES | {"logs", "ops", "outbound", "strictjson"}
+EVERYTHING = {"*"}
+
+MAY_IMPORT: dict[str, set[str]] = {
+    "__init__": set(),
+    "errors": set(),
+    "identity": {"errors"},
+    "urls": {"errors"},
+    "check": {"errors", "identity", "urls"},
+    "settings": VALUES | {"settings"},
+    "strictjson": set(),
+    "logs": VALUES,
+    "ops": VALUES,
+    "outbound": VALUES | {"outbound", "strictjson"},
+    "oidc": MEANS | {"oidc"},
+    "sessions": MEANS | {"sessions"},
+    "authz": VALUES | {"authz"},
+    "authn": MEANS | {"authn", "oidc", "sessions"},
+    "pipeline": VALUES | {"authn", "authz"},
+    "gateways": VALUES,
+    "content_policy": set(),
+    "themes": set(),
+    "pages": VALUES | {"content_policy", "themes"},
+    "entrance": VALUES | {"oidc", "sessions"},
+    "judge": MEANS | {"gateways", "pages", "pipeline", "entrance"},
+    "site": MEANS | {"gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn"},
+    "startup": VALUES | {"settings", "pages", "sessions", "outbound"},
+    "app": EVERYTHING,
+    "cli": EVERYTHING,
+    "wsgi": {"app"},
+    "gunicorn_conf": {"errors", "settings", "startup"},
+}
+
+DOORS: dict[str, set[str]] = {
+    "flask": {"app", "judge", "site", "sessions.interface"},
+    "flask_session": {"sessions.interface"},
+    "jinja2": {"pages"},
+    "redis": {"sessions.redis"},
+    "sqlite3": {"sessions.sqlite"},
+    "requests": {"outbound.__init__", "outbound.exchange"},
+    "urllib3": {"outbound.__init__", "outbound.exchange"},
+    "authlib": {"oidc.client", "oidc.login", "oidc.tokens"},
+    "jwt": {"oidc.tokens", "oidc.keys", "oidc.client"},
+    "joserfc": {"oidc.tokens", "oidc.keys", "oidc.client"},
+    "re2": {"identity"},
+    "gunicorn": {"worker"},
+    "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
+}
+
+
+def modules() -> list[tuple[str, ast.Module]]:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        found.append((name, ast.parse(path.read_text(encoding="utf-8"))))
+    return found
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Every absolute name that a module imports, wherever the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            module = node.module or ""
+            # `from authservice import judge` names the module judge, not the package.
+            names.update(f"{module}.{alias.name}" if module == "authservice" else module for alias in node.names)
+    return names
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("name,tree", modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_imports_only_what_lies_below_it(name: str, tree: ast.Module) -> None:
+    allowed = MAY_IMPORT[room(name)]
+    ours = {room(i.removeprefix("authservice.")) for i in imports(tree) if i.startswith("authservice.")}
+    ours.discard("__version__")
+    if allowed is not EVERYTHING:
+        assert ours <= allowed, f"{name} may not import {sorted(ours - allowed)}"
+
+
+@pytest.mark.parametrize("name,tree", modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_each_library_has_one_door(name: str, tree: ast.Module) -> None:
+    for imported in imports(tree):
+        door = DOORS.get(imported.split(".")[0])
+        assert door is None or name in door, f"{name} imports {imported}, which only {sorted(door)} may"
+
+
+@pytest.mark.parametrize("name,tree", modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_says_what_it_owns_and_stays_small(name: str, tree: ast.Module) -> None:
+    assert ast.get_docstring(tree)
+    lines = max((getattr(node, "end_lineno", 0) or 0 for node in ast.walk(tree)), default=0)
+    assert lines <= 450, f"{name} has {lines} lines: is it still one concept?"
+
+
+@pytest.mark.parametrize("name,tree", modules(), ids=lambda value: value if isinstance(value, str) else "")
+def test_nothing_is_caught_too_widely_and_no_environment_is_read_inside(name: str, tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
+            caught = ast.unparse(node.type) if node.type else "everything"
+            assert caught not in ("everything", "Exception", "BaseException"), f"{name}:{node.lineno} catches {caught}"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv"):
+            assert name in ("wsgi", "gunicorn_conf", "cli", "settings.read"), f"{name}:{node.lineno} reads the environment"
+
+
+def test_every_module_has_its_row_in_the_table() -> None:
+    assert {room(name) for name, _ in modules()} <= set(MAY_IMPORT)
