@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     """Runs one command; the exit status is 0, or 2 when something is wrong."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "check-config":
-        return check_config(os.environ if environ is None else environ)
+        return check_config(environ)
     return show_settings(arguments.markdown, arguments.write)
 
 
@@ -52,8 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_config(environ: Mapping[str, str]) -> int:
-    """Prints what a start with these variables would say, and whether it would succeed."""
+def check_config(environ: Mapping[str, str] | None = None) -> int:
+    """Prints what a start with these variables (the process's own by default) would say, and whether it would succeed."""
     found = examine(environ)
     problems, warnings = list(found.problems), list(found.warnings)
     if found.settings is not None:

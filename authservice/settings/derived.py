@@ -6,11 +6,10 @@ slash; addresses are complete, or relative where the prefix is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from authservice.settings.addresses import join_path, path_of
-from authservice.settings.secret import Secret
 from authservice.settings.table import Declared
 
 
@@ -60,16 +59,10 @@ class Settings(Declared):
         """The host, with its port if one is named, under which browsers find us; else ``None``."""
         return outside(self.redirect_url, self.authservice_url_prefix)[1]
 
-    def sealing_secrets(self) -> tuple[bytes, ...]:
-        """What the service's own keys are derived from, the one to seal with first. The same on
-        all replicas; never empty."""
+    def sealing_key_material(self) -> bytes:
+        """What the service's own key is derived from; the same on all replicas, never empty."""
         given = (self.secret_key, self.client_secret, self.client_private_key)
-        return (next(secret.reveal().encode() for secret in given if secret),)
-
-    def known_secrets(self) -> tuple[str, ...]:
-        """The texts that no log line may hold."""
-        values = (getattr(self, one.name) for one in fields(self))
-        return tuple(value.reveal() for value in values if isinstance(value, Secret) and value)
+        return next(secret.reveal().encode() for secret in given if secret)
 
 
 def outside(redirect_url: str, prefix: str) -> tuple[str | None, str | None]:

@@ -7,6 +7,7 @@ settings. It never stops at the first problem, and shows no value that is, or co
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,8 +34,8 @@ class Examined:
     warnings: tuple[str, ...]
 
 
-def load(environ: Mapping[str, str]) -> Settings:
-    """The settings in these environment variables.
+def load(environ: Mapping[str, str] | None = None) -> Settings:
+    """The settings in these environment variables (the process's own by default).
 
     Raises `errors.SettingsError` with all problems and warnings.
     """
@@ -44,9 +45,9 @@ def load(environ: Mapping[str, str]) -> Settings:
     return found.settings
 
 
-def examine(environ: Mapping[str, str]) -> Examined:
+def examine(environ: Mapping[str, str] | None = None) -> Examined:
     """Like `load`, but tells problems and warnings instead of raising."""
-    return _Reading(environ).examine()
+    return _Reading(os.environ if environ is None else environ).examine()
 
 
 @dataclass
@@ -139,7 +140,7 @@ class _Reading:
         return (
             "@" in text
             or "-----BEGIN" in text
-            or any(len(secret) > 3 and (secret in text or text in secret) for secret in secrets)
+            or any(len(secret) > 3 and (secret in text or (text in secret and len(text) > 3)) for secret in secrets)
         )
 
     def _complete(self) -> None:

@@ -15,6 +15,7 @@ from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
 from authservice.settings.kinds import can_match, split
 from authservice.settings.secret import Secret
+from authservice.settings.table import NOT_YET
 from authservice.urls import parse_authority
 
 Lines = Iterator[str]
@@ -157,6 +158,25 @@ def the_store_has_a_place(
         yield "SESSION_STORE_PATH: set to nothing. Takes the path of a file in a folder that we can write to."
 
 
+def check_prefix_is_not_ours(
+    check_path_prefix: str, authservice_url_prefix: str, redirect_url: str, verify_auth_url: str
+) -> Lines:
+    """With a prefix above one of our own paths, a check could not be told from a visit to that path."""
+    ours = {
+        "AUTHSERVICE_URL_PREFIX": authservice_url_prefix,
+        "REDIRECT_URL": redirect_url,
+        "VERIFY_AUTH_URL": verify_auth_url,
+    }
+    above = check_path_prefix.rstrip("/") + "/"
+    for name, address in ours.items():
+        if check_path_prefix and (path_of(address) + "/").startswith(above):
+            yield (
+                f"CHECK_PATH_PREFIX: {check_path_prefix} is the beginning of {path_of(address)} ({name}). Takes a "
+                "path that nothing else has."
+            )
+            return
+
+
 PROBLEMS: tuple[Callable[..., Lines], ...] = (
     ports_differ,
     headers_differ,
@@ -167,6 +187,7 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
     same_site_none_is_secure,
     cookie_domain_covers_us,
     the_store_has_a_place,
+    check_prefix_is_not_ours,
 )
 
 # --- warnings --------------------------------------------------------------------------------
@@ -177,6 +198,27 @@ def without_effect(texts: Mapping[str, str]) -> Lines:
         yield "OIDC_STATE_STORE_PATH: accepted, without effect. A login on its way is kept in the browser, sealed."
     if texts.get("USERID_TOKEN_HEADER"):
         yield "USERID_TOKEN_HEADER: accepted, without effect. No header carries the ID token to the application."
+
+
+def not_yet(
+    texts: Mapping[str, str],
+    strict_session_validation: bool,
+    idtoken_authn_enabled: bool,
+    kubernetes_authn_enabled: bool | None,
+    access_token_authn_enabled: bool,
+    cache_enabled: bool,
+) -> Lines:
+    """Only for what somebody has asked for in so many words."""
+    wanted = {
+        "STRICT_SESSION_VALIDATION": strict_session_validation,
+        "IDTOKEN_AUTHN_ENABLED": idtoken_authn_enabled,
+        "KUBERNETES_AUTHN_ENABLED": kubernetes_authn_enabled,
+        "ACCESS_TOKEN_AUTHN_ENABLED": access_token_authn_enabled,
+        "CACHE_ENABLED": cache_enabled,
+    }
+    for name, value in wanted.items():
+        if value and name in texts and name in NOT_YET:
+            yield f"{name}: switched on, but without effect in this version."
 
 
 def the_old_store(texts: Mapping[str, str]) -> Lines:
@@ -252,6 +294,14 @@ def same_site_none_may_fail(
         )
 
 
+def secure_on_http(session_cookie_secure: bool | None, redirect_url: str, authservice_url_prefix: str) -> Lines:
+    if session_cookie_secure and outside(redirect_url, authservice_url_prefix)[0] == "http":
+        yield (
+            "SESSION_COOKIE_SECURE: true, but the site's address is http: browsers drop the cookie on every host "
+            "but localhost."
+        )
+
+
 def idle_longer_than_age(session_idle_timeout: timedelta | None, session_max_age: timedelta) -> Lines:
     if session_idle_timeout is not None and session_idle_timeout >= session_max_age:
         yield "SESSION_IDLE_TIMEOUT: not shorter than SESSION_MAX_AGE, so it has no effect."
@@ -264,6 +314,7 @@ def prefix_for_nobody(check_path_prefix: str, gateway: tuple[str, ...]) -> Lines
 
 WARNINGS: tuple[Callable[..., Lines], ...] = (
     without_effect,
+    not_yet,
     the_old_store,
     never_matching,
     nobody_passes,
@@ -274,6 +325,7 @@ WARNINGS: tuple[Callable[..., Lines], ...] = (
     guessable_key,
     two_hosts,
     same_site_none_may_fail,
+    secure_on_http,
     idle_longer_than_age,
     prefix_for_nobody,
 )

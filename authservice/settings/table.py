@@ -71,6 +71,14 @@ _ignored = _section("Accepted, without effect")
 
 CONTEXT_PREFIX = "TEMPLATE_CONTEXT_"
 
+NOT_YET = frozenset({
+    "STRICT_SESSION_VALIDATION", "OIDC_END_SESSION_URL", "EXTERNAL_AUTHZ_URL", "ID_TOKEN_HEADER", "AUDIENCES",
+    "IDTOKEN_AUTHN_ENABLED", "KUBERNETES_AUTHN_ENABLED", "ACCESS_TOKEN_AUTHN_ENABLED", "ACCESS_TOKEN_AUTHN",
+    "CACHE_ENABLED", "CACHE_EXPIRATION_MINUTES",
+})
+"""Settings that are read and checked, but that nothing looks at in this version. Who implements one
+takes its name off this list."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
