@@ -20,6 +20,7 @@ came from a provider or a client.
     │   └── ProviderSilent 504   the provider did not answer in time
     └── Unavailable        503   cannot be known now; nothing is lost
         ├── NotReady             the provider's metadata is not known (yet)
+        │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
         └── StoreDown            the session store does not answer
 """
@@ -153,6 +154,12 @@ class Unavailable(AuthServiceError):
 class NotReady(Unavailable):
     reason = Reason.NOT_READY
     public = "OIDC setup is not complete yet."
+
+
+class ProviderMisdescribed(NotReady):
+    """What the provider says about itself is wrong: waiting alone will not mend it."""
+
+    status = 502
 
 
 class ProviderBusy(Unavailable):

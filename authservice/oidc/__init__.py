@@ -1,0 +1,9 @@
+"""What the service speaks with the OpenID provider: OpenID Connect, OAuth 2.0 and JOSE.
+
+`provider` knows the provider's metadata and keys, `client` makes the calls, `tokens` decides
+whether a token is what it should be, and `login` puts them together into a login: OpenID Connect
+Core 1.0 (https://openid.net/specs/openid-connect-core-1_0.html), Discovery 1.0
+(https://openid.net/specs/openid-connect-discovery-1_0.html), OAuth 2.0 (RFC 6749, RFC 6750),
+PKCE (RFC 7636), issuer identification (RFC 9207), revocation (RFC 7009), JOSE (RFC 7515, 7517,
+7518, 7519). This room knows no gateway, no session and no web framework.
+"""
