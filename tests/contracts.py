@@ -117,7 +117,9 @@ class StoreContract:
         for key in ("key", "KEY", "key ", "key*", "k" * 200):
             store.save(key, key.encode(), clock() + MINUTE)
         assert store.delete("key*") is True
-        assert {key: entry.value for key in ("key", "KEY", "key ", "k" * 200) if (entry := store.load(key))} == {
+        assert {
+            key: entry.value for key in ("key", "KEY", "key ", "k" * 200) if (entry := store.load(key))
+        } == {
             "key": b"key",
             "KEY": b"KEY",
             "key ": b"key ",
@@ -176,7 +178,9 @@ class StoreContract:
         store.delete("key")
         assert store.save("key", b"third", clock() + MINUTE, if_absent=True) is True
 
-    def test_if_absent_has_one_winner_among_threads(self, open_store: Callable[[Clock], Store], clock: Clock) -> None:
+    def test_if_absent_has_one_winner_among_threads(
+        self, open_store: Callable[[Clock], Store], clock: Clock
+    ) -> None:
         with closing(open_store(clock)) as one, closing(open_store(clock)) as other:
             expires = clock() + MINUTE
             for key in ("a", "b", "c"):

@@ -34,7 +34,9 @@ class RedisServer:
     """One server. ``durable`` writes every change to the disk, so that a killed and restarted
     server knows what it knew; without it a restart begins empty."""
 
-    def __init__(self, program: str, folder: Path, *, durable: bool = False, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self, program: str, folder: Path, *, durable: bool = False, options: Sequence[str] = ()
+    ) -> None:
         self._program = program
         self._folder = folder
         self._options = [*(("--appendonly", "yes", "--appendfsync", "always") if durable else ()), *options]

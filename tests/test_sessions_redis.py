@@ -93,7 +93,9 @@ def test_a_key_of_another_type_is_a_store_that_does_not_answer(server: RedisServ
         store.save("key", b"value", Clock()() + MINUTE, if_absent=True)
 
 
-@pytest.mark.parametrize("form", ["127.0.0.1:{}", "redis://127.0.0.1:{}", "redis://127.0.0.1:{}/3", "localhost:{}"])
+@pytest.mark.parametrize(
+    "form", ["127.0.0.1:{}", "redis://127.0.0.1:{}", "redis://127.0.0.1:{}/3", "localhost:{}"]
+)
 def test_forms_of_the_address(server: RedisServer, form: str) -> None:
     RedisStore(form.format(server.port), now=Clock()).ping()
 
@@ -140,7 +142,9 @@ def test_a_unix_socket_user_and_password(tmp_path: Path) -> None:
             assert "S3cr3t" not in str(refused.value)
         with pytest.raises(StoreDown) as refused:
             RedisStore(url.replace("s%3A", "S3cr3t"), now=clock).ping()
-        assert "S3cr3t" not in str(refused.value) and "sessions" not in str(refused.value).replace("session store", "")
+        assert "S3cr3t" not in str(refused.value) and "sessions" not in str(refused.value).replace(
+            "session store", ""
+        )
 
 
 def test_tls_with_our_own_authority(tmp_path: Path) -> None:
@@ -151,7 +155,14 @@ def test_tls_with_our_own_authority(tmp_path: Path) -> None:
     certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
     certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     port = free_port()
-    options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(tmp_path / "ca.pem")]
+    options = [
+        "--tls-port",
+        str(port),
+        "--tls-auth-clients",
+        "no",
+        "--tls-ca-cert-file",
+        str(tmp_path / "ca.pem"),
+    ]
     options += ["--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file", str(tmp_path / "key.pem")]
     with running_redis(require("redis-server"), tmp_path, options=options):
         address = f"rediss://localhost:{port}"
@@ -248,7 +259,11 @@ def test_s24_a_read_only_or_full_server_is_not_ready_but_still_read(tmp_path: Pa
             store.ping()
             client.config_set("replica-serve-stale-data", "yes")
             client.replicaof("127.0.0.1", free_port())
-            for call in (store.ping, lambda: store.save("key", b"new", clock() + MINUTE), lambda: store.delete("key")):
+            for call in (
+                store.ping,
+                lambda: store.save("key", b"new", clock() + MINUTE),
+                lambda: store.delete("key"),
+            ):
                 with pytest.raises(StoreDown):
                     call()
             assert store.load("key") is not None

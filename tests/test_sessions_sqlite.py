@@ -57,7 +57,10 @@ def works(store: SqliteStore) -> bool:
 def test_the_file_its_log_and_its_index_are_ours_alone(tmp_path: Path) -> None:
     file = tmp_path / "state" / "deep" / "sessions.db"
     printed = output(
-        run_python(SCRIPT + "os.umask(0)\nstore = SqliteStore(sys.argv[1], now)\nstore.ping()\nos._exit(0)", str(file))
+        run_python(
+            SCRIPT + "os.umask(0)\nstore = SqliteStore(sys.argv[1], now)\nstore.ping()\nos._exit(0)",
+            str(file),
+        )
     )
     assert printed == ""
     store = SqliteStore(file, Clock())
@@ -79,7 +82,9 @@ def test_an_existing_file_loses_the_rights_of_others(tmp_path: Path) -> None:
     assert mode(file) == 0o600
 
 
-@pytest.mark.parametrize("name", ["a b.db", "100%.db", "what?.db", "no#1.db", "ünï.db", "it's.db", "file:x.db", "&a=b"])
+@pytest.mark.parametrize(
+    "name", ["a b.db", "100%.db", "what?.db", "no#1.db", "ünï.db", "it's.db", "file:x.db", "&a=b"]
+)
 def test_any_file_name_is_that_file(tmp_path: Path, name: str) -> None:
     assert works(SqliteStore(tmp_path / name, Clock()))
     assert (tmp_path / name).read_bytes().startswith(b"SQLite format 3\0")
@@ -115,7 +120,9 @@ def test_a_circle_of_links_or_a_path_that_is_none_is_store_down(tmp_path: Path) 
 def bolt() -> bytes:
     """The first page of a BoltDB file: page header (meta), magic 0xED0CDAED, version 2, page size."""
     header = bytes(8) + (4).to_bytes(2, "little") + bytes(6)
-    return (header + bytes.fromhex("edda0ced") + (2).to_bytes(4, "little") + (4096).to_bytes(4, "little")).ljust(32768)
+    return (
+        header + bytes.fromhex("edda0ced") + (2).to_bytes(4, "little") + (4096).to_bytes(4, "little")
+    ).ljust(32768)
 
 
 def anothers_database(file: Path) -> None:
@@ -226,7 +233,9 @@ def test_a_locked_file_is_waited_for_a_bounded_time_and_read_meanwhile(tmp_path:
         began = time.monotonic()
         with pytest.raises(StoreDown):
             store.save("key", b"new", clock() + MINUTE)
-        assert BUSY_TIMEOUT.total_seconds() * 0.9 < time.monotonic() - began < BUSY_TIMEOUT.total_seconds() + 1
+        assert (
+            BUSY_TIMEOUT.total_seconds() * 0.9 < time.monotonic() - began < BUSY_TIMEOUT.total_seconds() + 1
+        )
         entry = store.load("key")
         assert entry is not None and entry.value == b"value"
         other.execute("ROLLBACK")
@@ -259,7 +268,9 @@ def test_b60_a_sweep_is_bounded_and_complete(tmp_path: Path) -> None:
         assert other.execute("SELECT key FROM entries").fetchall() == [("young",)]
 
 
-FULL_DISK = SCRIPT + """
+FULL_DISK = (
+    SCRIPT
+    + """
 import resource
 store = SqliteStore(sys.argv[1], now)
 store.save("first", b"first", soon)
@@ -275,6 +286,7 @@ for number in range(100):
     except StoreDown:
         refused += 1
 print(len(kept) > 1 and refused > 50)
+resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(sys.argv[1] + "-wal").st_size, unlimited[1]))
 for call in (store.ping, lambda: store.save("mark", b"x", soon, if_absent=True), lambda: store.delete("first")):
     try:
         call()
@@ -286,6 +298,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 store.ping()
 print(all(store.load(key) for key in kept), store.save("mark", b"x", soon, if_absent=True), store.delete("first"))
 """
+)
 
 
 def test_a_full_disk_is_store_down_for_writes_and_loses_nothing(tmp_path: Path) -> None:
@@ -310,7 +323,9 @@ def test_a_full_database_is_store_down(tmp_path: Path, monkeypatch: pytest.Monke
     assert store.load("large") is None
 
 
-READ_ONLY = SCRIPT + """
+READ_ONLY = (
+    SCRIPT
+    + """
 store = SqliteStore(sys.argv[1], now)
 for call in (store.ping, lambda: store.save("key", b"x", soon), lambda: store.delete("key"), store.sweep):
     try:
@@ -323,6 +338,7 @@ try:
 except StoreDown:
     print("StoreDown")
 """
+)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can take rights away from itself")
@@ -373,22 +389,38 @@ def test_a_row_of_another_shape_is_store_down(tmp_path: Path) -> None:
         store.load("key")
 
 
-def test_a_file_taken_away_is_made_anew_and_every_store_moves_to_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", [("", "-wal", "-shm"), ("",)])
+def test_a_file_taken_away_is_made_anew_and_every_process_moves_to_it(
+    tmp_path: Path, ends: tuple[str, ...]
+) -> None:
+    """As when somebody deletes the file to log everybody out, with or without what belongs to it."""
     clock = Clock()
     file = tmp_path / "sessions.db"
     one, other = SqliteStore(file, clock), SqliteStore(file, clock)
-    one.save("old", b"value", clock() + MINUTE)
+    one.save("old", b"value" * 1000, clock() + MINUTE)
     assert other.load("old") is not None
-    for name in ("sessions.db", "sessions.db-wal", "sessions.db-shm"):
-        (tmp_path / name).unlink()
+    process = run_python(
+        SCRIPT + "store = SqliteStore(sys.argv[1], now)\n"
+        "print(store.load('old') is not None, flush=True)\n"
+        "sys.stdin.readline()\n"
+        "print(store.load('old'), store.load('new') is not None, store.save('theirs', b'x' * 9000, soon))\n",
+        str(file),
+    )
+    assert process.stdout is not None and process.stdout.readline() == "True\n"
+    for end in ends:
+        (tmp_path / f"sessions.db{end}").unlink()
     assert one.load("old") is None
-    one.save("new", b"value", clock() + MINUTE)
+    one.save("new", b"value" * 1000, clock() + MINUTE)
+    assert output(process, "go\n") == "None True True"
     assert other.load("old") is None
-    assert other.load("new") is not None
+    assert other.load("new") is not None and one.load("theirs") is not None
     assert mode(file) == 0o600
+    assert sound(file)
 
 
-WRITER = SCRIPT + """
+WRITER = (
+    SCRIPT
+    + """
 store = SqliteStore(sys.argv[1], now)
 number = int(sys.argv[2])
 while True:
@@ -399,6 +431,7 @@ while True:
         store.delete(f"key-{number - 5}")
         print(-(number - 5), flush=True)
 """
+)
 
 
 def sound(file: Path) -> bool:
@@ -421,7 +454,9 @@ def test_sigkill_in_the_middle_of_writing_loses_nothing_that_was_saved(tmp_path:
         assert sound(file)
     store = SqliteStore(file, Clock())
     # The newest of each round may have been deleted a moment before its deletion was said.
-    missing = [n for n in kept if (entry := store.load(f"key-{n}")) is None or entry.value != b"%d " % n * 400]
+    missing = [
+        n for n in kept if (entry := store.load(f"key-{n}")) is None or entry.value != b"%d " % n * 400
+    ]
     assert len(missing) <= 3 and all((n + 5) % 7 == 0 for n in missing)
     assert works(store)
 
@@ -448,7 +483,9 @@ def test_threads_that_end_leave_no_open_files(tmp_path: Path) -> None:
     until(lambda: opened() == 0)
 
 
-FORKS = SCRIPT + """
+FORKS = (
+    SCRIPT
+    + """
 from threading import Event, Thread
 store = SqliteStore(sys.argv[1], now)
 done = Event()
@@ -479,9 +516,11 @@ print(all(os.waitpid(pid, 0)[1] == 0 for pid in children))
 done.set()
 for thread in threads:
     thread.join()
-print(len(counts) == 3 and all(store.load(f"{name}-{n}") for name, count in counts.items() for n in range(count)))
+said = [f"{name}-{n}" for name, count in counts.items() for n in range(count)]
+print(len(counts) == 3 and all(store.load(key) for key in said))
 print(all(store.load(f"child-{child}-{turn}") for child in range(6) for turn in range(20)))
 """
+)
 
 
 def test_forking_while_threads_write_loses_nothing_on_either_side(tmp_path: Path) -> None:

@@ -95,7 +95,9 @@ class SessionInterface(ServerSideSessionInterface):
 
     session_class = BrowserSession
 
-    def __init__(self, app: Flask, sessions: Sessions, rules: CookieRules, secure: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: Flask, sessions: Sessions, rules: CookieRules, secure: Callable[[], bool]
+    ) -> None:
         super().__init__(app)
         self.serializer = None
         self._sessions = sessions

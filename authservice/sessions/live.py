@@ -101,7 +101,7 @@ class Sessions:
             return None
         try:
             return self._decoder.decode(plaintext)
-        except (msgspec.MsgspecError, RecursionError):
+        except (msgspec.MsgspecError, UnicodeError, RecursionError):
             return None
 
     def _deadline(self, session: Session) -> datetime:

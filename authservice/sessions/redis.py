@@ -85,7 +85,9 @@ class RedisStore:
         URL says about user, password and database goes before the other arguments. ``ca_bundle``
         is a PEM file for ``rediss://``. ValueError when the address is none of these."""
         url, self._where = _parse(address)
-        options: dict[str, Any] = {"ssl_ca_certs": ca_bundle} if ca_bundle and url.startswith("rediss:") else {}
+        options: dict[str, Any] = (
+            {"ssl_ca_certs": ca_bundle} if ca_bundle and url.startswith("rediss:") else {}
+        )
         self._client = redis.Redis.from_url(
             url,
             username=username or None,

@@ -7,6 +7,7 @@ nothing of what the bytes mean. Built by the composition root; called by `sessio
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import sqlite3
@@ -15,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
@@ -36,7 +37,6 @@ _SMALLEST_DATABASE = 512
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _BOLT_MAGIC = bytes.fromhex("edda0ced")
 _BOLT_MAGIC_AT = 16
-_BUSY_CODES = (5, 6)  # SQLITE_BUSY, SQLITE_LOCKED (named in sqlite3 only since Python 3.11)
 
 _FAILURES = (sqlite3.Error, OSError, RuntimeError, ValueError, OverflowError)
 """What comes of a file that cannot be used: SQLite's own, the system's; a loop of links or a fork
@@ -61,7 +61,9 @@ _UPDATE_IF_VERSION = (
     "UPDATE entries SET value = :value, version = :version, expires = :expires"
     " WHERE key = :key AND version = :if_version AND expires > :now"
 )
-_SWEEP = "DELETE FROM entries WHERE key IN (SELECT key FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)"
+_SWEEP = (
+    "DELETE FROM entries WHERE key IN (SELECT key FROM entries WHERE expires <= ? ORDER BY expires LIMIT ?)"
+)
 
 
 class SqliteStore:
@@ -140,7 +142,9 @@ class SqliteStore:
     def ping(self) -> None:
         """Writes one row, so that a full disk or a file turned read-only shows, and reads."""
         with self._connection() as connection:
-            connection.execute("INSERT OR REPLACE INTO probe (id, at) VALUES (1, ?)", (to_microseconds(self._now()),))
+            connection.execute(
+                "INSERT OR REPLACE INTO probe (id, at) VALUES (1, ?)", (to_microseconds(self._now()),)
+            )
             connection.execute("SELECT key FROM entries LIMIT 1").fetchone()
 
     def close(self) -> None:
@@ -148,8 +152,7 @@ class SqliteStore:
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
-        """A connection that no other thread uses meanwhile. After any failure it is thrown away,
-        so that the next call begins anew."""
+        """A connection that no other thread uses meanwhile."""
         try:
             with self._guard.inside():
                 file, file_id = self._ready()
@@ -157,7 +160,7 @@ class SqliteStore:
                 try:
                     yield connection
                 except BaseException:
-                    _close_quietly(connection)
+                    self._connections.renew(file, connection)
                     raise
                 self._connections.give_back(connection)
         except _FAILURES as error:
@@ -206,6 +209,18 @@ class _Connections:
 
     def give_back(self, connection: _Connection) -> None:
         self._idle.append(connection)
+
+    def renew(self, file: Path, failed: _Connection) -> None:
+        """Puts a new connection in the place of one that failed: what it was opened with may be
+        the reason. The failed one is closed last, and only if there is a new one: with the last
+        connection SQLite takes its log and index away, and a full disk has no room for others."""
+        try:
+            self._idle.append(_connect(file, failed.file_id))
+        except sqlite3.Error:
+            if not failed.in_transaction:
+                self._idle.append(failed)
+                return
+        _close_quietly(failed)
 
     def close(self) -> None:
         while True:
@@ -257,29 +272,51 @@ def _prepare(asked: Path) -> tuple[Path, tuple[str, ...]]:
     """Finds or creates the file to use and makes it ours: name, mode, schema.
 
     The file's own name if that is free or ours; else the name with ``.sqlite`` behind, and a
-    notice. Raises sqlite3.Error, OSError, or RuntimeError (a loop of links).
+    notice. One process at a time. Raises `_FAILURES`.
     """
     file = asked.resolve()
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     notices = []
-    foreign = _foreign(file)
-    if foreign:
-        beside = file.with_name(file.name + ".sqlite")
-        if _foreign(beside):
-            raise OSError(f"neither {file} nor {beside} is a session database")
-        notices.append(f"{file} is {foreign} and is left untouched; sessions are kept in {beside}")
-        file = beside
-    if not _create(file):
-        notices.append(f"{file} belongs to another user, so its mode was not brought to 0600")
-    _set_up(file)
+    with _alone_in(file.parent):
+        foreign = _foreign(file)
+        if foreign:
+            beside = file.with_name(file.name + ".sqlite")
+            if _foreign(beside):
+                raise OSError(f"neither {file} nor {beside} is a session database")
+            notices.append(f"{file} is {foreign} and is left untouched; sessions are kept in {beside}")
+            file = beside
+        if not _create(file):
+            notices.append(f"{file} belongs to another user, so its mode was not brought to 0600")
+        _set_up(file)
     return file, tuple(notices)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other processes that prepare a file in this folder waiting; TimeoutError (an OSError)
+    when it had to wait for too long itself. The lock ends with the process that holds it."""
+    deadline = time.monotonic() + BUSY_TIMEOUT.total_seconds()
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TimeoutError("another process is making the file ready") from None
+                time.sleep(0.01)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _foreign(file: Path) -> str:
     """What the file is, when it is not ours to use; empty when it is, or is not there.
 
     SQLite itself looks first: opening the file by hand and closing it again would let go of the
-    locks that another connection of this process may hold on it (https://www.sqlite.org/howtocorrupt.html §2.2).
+    locks that another connection of this process may hold on it
+    (https://www.sqlite.org/howtocorrupt.html §2.2).
     """
     try:
         there = file.stat()
@@ -292,12 +329,9 @@ def _foreign(file: Path) -> str:
     if there.st_size < _SMALLEST_DATABASE:
         return "not an SQLite file"  # SQLite itself would take it for an empty one
     try:
-        connection = _connect(file, (there.st_dev, there.st_ino), mode="ro")
-        try:
+        with closing(_connect(file, (0, 0), mode="ro")) as connection:
             owner = connection.execute("PRAGMA application_id").fetchone()[0]
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        finally:
-            connection.close()
     except sqlite3.DatabaseError as error:
         head = b"" if isinstance(error, sqlite3.OperationalError) else file.read_bytes()[:64]
         if not head or head.startswith(_SQLITE_MAGIC):
@@ -311,38 +345,28 @@ def _create(file: Path) -> bool:
     """Makes an empty file that only we may read (SQLite gives ``-wal`` and ``-shm`` the same
     mode), or takes other people's rights off the existing ones. ``False`` when we may not: the
     files belong to somebody else, as on a volume shared through a group."""
-    try:
+    attached = [file.with_name(file.name + end) for end in ("-wal", "-shm")]
+    if not file.exists():
+        for one in attached:
+            one.unlink(missing_ok=True)  # of a file that was taken away alone; worse than none
         os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
         return True
-    except FileExistsError:
-        pass
     try:
-        for one in (file, file.with_name(file.name + "-wal"), file.with_name(file.name + "-shm")):
+        for one in (file, *attached):
             if one.exists() and stat.S_IMODE(one.stat().st_mode) != 0o600:
                 one.chmod(0o600)
     except FileNotFoundError:
-        pass  # another process closed the file for good between the two calls
+        pass  # the last process that used it closed it between the two calls
     except PermissionError:
         return False
     return True
 
 
 def _set_up(file: Path) -> None:
-    """WAL mode and the schema, also when several processes start on one new file at once: the
-    switch to WAL does not wait for others by itself, so it is tried again for a while."""
-    deadline = time.monotonic() + 2 * BUSY_TIMEOUT.total_seconds()
-    while True:
-        try:
-            connection = _connect(file, (0, 0))
-            try:
-                return _install(connection)
-            finally:
-                connection.close()
-        except sqlite3.OperationalError as error:
-            code = getattr(error, "sqlite_errorcode", _BUSY_CODES[0])
-            if code & 0xFF not in _BUSY_CODES or time.monotonic() > deadline:
-                raise
-            time.sleep(0.02)
+    """WAL mode and the schema; writes nothing when they are there, since the disk may be full."""
+    with closing(_connect(file, (0, 0))) as connection:
+        if connection.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
+            _install(connection)
 
 
 def _install(connection: sqlite3.Connection) -> None:

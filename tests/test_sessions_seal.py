@@ -1,0 +1,241 @@
+"""Sealing: only what was sealed for this purpose under one of our keys opens, and nothing else."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from authservice.sessions.seal import (
+    MAX_SEALED,
+    Keyring,
+    is_secret,
+    mark_key,
+    new_secret,
+    open_record,
+    seal_record,
+    store_key,
+)
+
+KEYRING = Keyring([b"the secret of one deployment"])
+BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
+
+
+@given(st.text(max_size=50), st.binary(max_size=3000))
+def test_what_is_sealed_opens_again(purpose: str, plaintext: bytes) -> None:
+    sealed = KEYRING.seal(purpose, plaintext)
+    assert BASE64URL.fullmatch(sealed)
+    assert KEYRING.open(purpose, sealed) == plaintext
+
+
+def test_sealing_twice_gives_two_values_that_share_nothing_but_version_and_key_id() -> None:
+    sealed = {KEYRING.seal("p", b"same") for _ in range(50)}
+    assert len(sealed) == 50
+    assert len({value[:6] for value in sealed}) == 1
+    assert len({value[7:12] for value in sealed}) > 40
+
+
+@given(st.binary(max_size=100), st.data())
+def test_k05_one_flipped_bit_never_opens(plaintext: bytes, data: st.DataObject) -> None:
+    sealed = KEYRING.seal("p", plaintext)
+    raw = bytearray(base64.urlsafe_b64decode(sealed + "=" * (-len(sealed) % 4)))
+    bit = data.draw(st.integers(0, len(raw) * 8 - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    assert KEYRING.open("p", base64.urlsafe_b64encode(raw).rstrip(b"=").decode()) is None
+
+
+@given(st.binary(max_size=100), st.data())
+def test_k05_one_changed_character_never_opens(plaintext: bytes, data: st.DataObject) -> None:
+    """Also not one that only touches the bits that base64 leaves unused."""
+    sealed = KEYRING.seal("p", plaintext)
+    at = data.draw(st.integers(0, len(sealed) - 1))
+    character = data.draw(st.characters().filter(lambda c: c != sealed[at]))
+    assert KEYRING.open("p", sealed[:at] + character + sealed[at + 1 :]) is None
+
+
+@given(st.binary(max_size=60), st.data())
+def test_k05_cut_or_extended_never_opens(plaintext: bytes, data: st.DataObject) -> None:
+    sealed = KEYRING.seal("p", plaintext)
+    cut = data.draw(st.integers(0, len(sealed) - 1))
+    more = data.draw(st.text(min_size=1, max_size=5))
+    for changed in (sealed[:cut], sealed[cut + 1 :], sealed + more, more + sealed, sealed + sealed):
+        assert KEYRING.open("p", changed) is None
+
+
+@given(st.text() | st.text("ABCabc019-_=", max_size=200))
+def test_whatever_else_never_opens_and_never_raises(text: str) -> None:
+    assert KEYRING.open("p", text) is None
+
+
+def test_every_short_length_is_refused() -> None:
+    raw = base64.urlsafe_b64decode(KEYRING.seal("p", b""))
+    assert len(raw) == 45
+    for length in range(45):
+        assert KEYRING.open("p", base64.urlsafe_b64encode(raw[:length]).rstrip(b"=").decode()) is None
+
+
+def test_a_value_is_bound_to_its_purpose() -> None:
+    sealed = KEYRING.seal("pending login", b"x")
+    assert KEYRING.open("pending login", sealed) == b"x"
+    for other in ("pending logi", "pending login ", "", "state", "pending login\0"):
+        assert KEYRING.open(other, sealed) is None
+
+
+@given(st.text(max_size=8), st.text(max_size=8))
+def test_no_two_purposes_share_a_key(one: str, other: str) -> None:
+    assert (KEYRING.open(other, KEYRING.seal(one, b"x")) is not None) is (one == other)
+
+
+def test_k05_the_first_secret_seals_and_every_secret_opens() -> None:
+    old, new, foreign = Keyring([b"old"]), Keyring([b"new", b"old"]), Keyring([b"other deployment"])
+    from_old, from_new = old.seal("p", b"x"), new.seal("p", b"y")
+    assert new.open("p", from_old) == b"x"
+    assert new.open("p", from_new) == b"y"
+    assert old.open("p", from_new) is None
+    assert foreign.open("p", from_old) is None
+    assert Keyring([b"new"]).open("p", from_new) == b"y"
+    assert Keyring([b"new"]).open("p", from_old) is None
+
+
+def test_two_secrets_with_one_key_id_are_both_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four bytes of id may meet by chance; what counts is the key."""
+    keyring = Keyring([b"one", b"two"])
+    one, two = keyring._keys
+    sealed_by_two = Keyring([b"two"])
+    sealed_by_two._keys[0].key_id = two.key_id = one.key_id
+    assert keyring.open("p", sealed_by_two.seal("p", b"x")) == b"x"
+
+
+def test_an_over_long_value_is_not_even_looked_at() -> None:
+    longest = MAX_SEALED * 3 // 4 - 45
+    sealed = KEYRING.seal("p", bytes(longest))
+    assert len(sealed) <= MAX_SEALED
+    assert KEYRING.open("p", sealed) == bytes(longest)
+    with pytest.raises(ValueError, match="too long"):
+        KEYRING.seal("p", bytes(longest + 1))
+    assert KEYRING.open("p", sealed + "A" * 10_000_000) is None
+
+
+@pytest.mark.parametrize("secrets", [[], [b""], [b"one", b""]])
+def test_a_keyring_without_a_secret_is_refused(secrets: list[bytes]) -> None:
+    with pytest.raises(ValueError, match="secret"):
+        Keyring(secrets)
+
+
+# --- a session's secret -----------------------------------------------------------------------
+
+
+def test_a_secret_is_32_random_bytes_in_43_characters() -> None:
+    secrets = {new_secret() for _ in range(200)}
+    assert len(secrets) == 200
+    for secret in secrets:
+        assert len(secret) == 43
+        assert is_secret(secret)
+        assert len(base64.urlsafe_b64decode(secret + "=")) == 32
+
+
+@given(st.binary(min_size=32, max_size=32))
+def test_every_32_bytes_have_one_spelling_only(raw: bytes) -> None:
+    text = base64.urlsafe_b64encode(raw).decode()
+    assert not is_secret(text)  # with its padding
+    secret = text[:43]
+    assert is_secret(secret)
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    assert sum(is_secret(secret[:42] + last) for last in alphabet) == 16  # of 64: 4 bits count
+    for other in (
+        secret[:42],
+        secret + "A",
+        " " + secret[1:],
+        secret[:42] + "=",
+        secret[:20] + "\n" + secret[21:],
+    ):
+        assert not is_secret(other)
+
+
+@given(st.text() | st.text(min_size=43, max_size=43))
+def test_is_secret_never_raises(text: str) -> None:
+    if is_secret(text):
+        assert BASE64URL.fullmatch(text)
+
+
+def test_plus_and_slash_are_not_another_spelling() -> None:
+    secret = base64.urlsafe_b64encode(b"\xfb\xff" * 16).decode()[:43]
+    assert is_secret(secret)
+    assert not is_secret(secret.replace("-", "+"))
+    assert not is_secret(secret.replace("_", "/"))
+
+
+def test_b29_a_store_key_is_no_secret_and_does_not_show_it() -> None:
+    secret = new_secret()
+    key = store_key(secret)
+    raw = base64.urlsafe_b64decode(secret + "=")
+    assert store_key(secret) == key != store_key(new_secret())
+    assert not is_secret(key)
+    assert secret not in key
+    assert raw.hex() not in key
+    assert hashlib.sha256(raw).hexdigest() not in key
+    assert hashlib.sha256(secret.encode()).hexdigest() not in key
+    assert re.fullmatch(r"session-[0-9a-f]{64}", key)
+
+
+def test_marks_and_sessions_never_share_a_key() -> None:
+    secret = new_secret()
+    assert mark_key(secret) != store_key(secret)
+    assert mark_key("a") != mark_key("b")
+    assert re.fullmatch(r"spent-[0-9a-f]{64}", mark_key("any 😀 name"))
+
+
+@given(st.binary(max_size=500))
+def test_a_record_opens_with_its_own_secret_only(plaintext: bytes) -> None:
+    secret = new_secret()
+    sealed = seal_record(secret, plaintext)
+    assert open_record(secret, sealed) == plaintext
+    assert open_record(new_secret(), sealed) is None
+    assert seal_record(secret, plaintext) != sealed
+
+
+@given(st.binary(max_size=60), st.data())
+def test_a_changed_record_never_opens(plaintext: bytes, data: st.DataObject) -> None:
+    secret = new_secret()
+    sealed = seal_record(secret, plaintext)
+    bit = data.draw(st.integers(0, len(sealed) * 8 - 1))
+    flipped = bytearray(sealed)
+    flipped[bit // 8] ^= 1 << bit % 8
+    cut = data.draw(st.integers(0, len(sealed) - 1))
+    for changed in (bytes(flipped), sealed[:cut], sealed[cut + 1 :], sealed + b"\0", b""):
+        assert open_record(secret, changed) is None
+
+
+@given(st.binary(max_size=300))
+def test_foreign_bytes_are_no_record(foreign: bytes) -> None:
+    assert open_record(new_secret(), foreign) is None
+
+
+@pytest.mark.parametrize("text", ["", "x", "A" * 42, "A" * 44, "B" * 43, "é" * 43])
+def test_what_is_no_secret_gives_no_key(text: str) -> None:
+    for use in (
+        store_key,
+        lambda secret: seal_record(secret, b""),
+        lambda secret: open_record(secret, b"\x01" * 99),
+    ):
+        with pytest.raises(ValueError, match="secret"):
+            use(text)
+
+
+def test_known_values_stay_what_they_are() -> None:
+    """What an older version sealed must open, and be found, after an upgrade."""
+    secret = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+    assert store_key(secret) == KNOWN_STORE_KEY
+    assert mark_key("state") == KNOWN_MARK_KEY
+    assert open_record(secret, bytes.fromhex(KNOWN_RECORD)) == b"record"
+    assert Keyring([b"a secret"]).open("purpose", KNOWN_SEALED) == b"value"
+
+
+KNOWN_STORE_KEY = "session-5e077ca2925bc0583e60986b964a689230396b17301a5aea0ddc8106112f443c"
+KNOWN_MARK_KEY = "spent-991917b94fb98f7ca9bd87dfaa154ab8b40e0068ec48c49e3ef994df1e491ef7"
+KNOWN_RECORD = "01b9ef475b2806b87d8f24a88d918776337ae59888c5b285f7c4cc82f18774edac05f9"
+KNOWN_SEALED = "Acf3DsI-B-J9gjI-LTk2yGy1yT4VpetMXPKlmG8h2xpZ297SMKqK8i56bsiwd_zEtxI"
