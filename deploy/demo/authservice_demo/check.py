@@ -33,9 +33,7 @@ class Browser(requests.Session):
         self.headers.update(NAVIGATION)
 
     def request(self, method, url, **options):  # type: ignore[no-untyped-def, override]
-        options.setdefault("timeout", 15)
-        options.setdefault("allow_redirects", False)
-        return super().request(method, url, **options)
+        return super().request(method, url, **(options | {"timeout": 15, "allow_redirects": False}))
 
 
 class Check:

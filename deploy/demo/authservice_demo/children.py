@@ -10,7 +10,7 @@ from pathlib import Path
 
 import requests
 
-START_SECONDS = 30
+START_SECONDS = 60
 STOP_SECONDS = 8
 TAIL_LINES = 25
 
