@@ -69,7 +69,7 @@ def _switch(text: str) -> bool:
     raise ValueError("neither true nor false")
 
 
-SWITCH = Kind(_switch, "`true` or `false` (also 1, t, T, TRUE, True; 0, f, F, FALSE, False)")
+SWITCH = Kind(_switch, "`true` or `false`")
 SWITCH_OR_AUTO = Kind(lambda text: None if text == "auto" else _switch(text), "`auto`, `true` or `false`")
 
 _NUMBER = re.compile(
