@@ -198,18 +198,20 @@ def _local_target(text: str, encoding: str) -> str | None:
 
 def _leads_away(path: str) -> bool:
     """Whether some reader takes the beginning of this path for a host: two slashes of any kind
-    in front, also after blanks are dropped and dot segments resolved. Control characters have
-    no business in a path either."""
+    in front, also after blanks are dropped, and at any moment while dot segments are resolved.
+    Control characters have no business in a path either."""
     flat = unicodedata.normalize("NFKC", path).replace("\\", "/")
     if _CONTROL.search(flat) or not flat.startswith("/"):
         return True
     kept: list[str] = []
     for segment in map(str.strip, flat.split("/")[1:]):
+        if kept and not kept[0]:
+            return True  # an empty first segment, and more behind it
         if segment == "..":
             del kept[-1:]
         elif segment != ".":
             kept.append(segment)
-    return len(kept) > 1 and not kept[0]
+    return False
 
 
 class ReturnAddresses:
