@@ -32,7 +32,7 @@ test-quick: $(STAMPS)/test ## the suite without external programs, under a minut
 wheel: $(STAMPS)/test ## build dist/authservice-*.whl
 	rm -rf build dist
 	$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
-	@ls dist
+	@rm -rf build && ls dist
 
 wheel-check: wheel ## install that wheel elsewhere and run the demo's check from an empty directory
 	@echo "Installing the wheel into an environment of its own ..."
