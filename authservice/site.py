@@ -19,7 +19,7 @@ from flask import Blueprint, Response, request
 from authservice.authn.bearer import bearer_credential
 from authservice.check import Reach, RequestParts
 from authservice.entrance import ROUNDS_WINDOW, Entrance, Rounds, short_cookie
-from authservice.errors import AuthServiceError, LoginNotOurs, Refused
+from authservice.errors import AuthServiceError, IdentityUnusable, LoginNotOurs, NotReady, Refused, StoreDown
 from authservice.gateways import Trust, original_uri
 from authservice.identity import AuthMethod, ClaimRules, Identity, IdentityHeaders, from_claims
 from authservice.judge import parts_of, response
@@ -154,24 +154,25 @@ class Site:
 
     def _refuse_login(self, error: AuthServiceError, query: str) -> Response:
         fields = request_log_fields()
+        status = error.login_status if isinstance(error, IdentityUnusable) else error.status
         log.warning(
             Event.LOGIN_REFUSED.value,
-            extra={**fields, "status": error.status, "reason": error.reason, "cause": str(error)},
+            extra={**fields, "status": status, "reason": error.reason, "cause": str(error)},
         )
         answer = self._page(
             self.pages.error(
-                error.status,
+                status,
                 error.public,
                 request_id=str(fields["request_id"]),
                 way_on_url=self.rules.login_path,
                 way_on_label="Log in again",
             ),
-            error.status,
+            status,
         )
-        if error.status == 503:
+        if status == 503:
             answer.headers["Retry-After"] = "5"
         used_up = self._flow.cookie_name(query)
-        if used_up and not isinstance(error, LoginNotOurs) and error.status != 503:
+        if used_up and not isinstance(error, (LoginNotOurs, NotReady, StoreDown)):
             self._drop_cookie(answer, used_up)
         return answer
 

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 import pytest
 
 from tests.conftest import Answer, Browser, Clock, ask, path_of
+from tests.waiting import until
 
 JUDGE, SITE = 8080, 8082
 CALLBACK = "/authservice/oidc/callback"
@@ -149,7 +150,7 @@ class TestCallback:
         browser.log_in()
         before = browser.session
         browser.provider.claims.update(sub="bob", email="bob@example.com")
-        callback = browser.get(f"/authservice/login?rd=%2Fx")
+        callback = browser.get("/authservice/login?rd=%2Fx")
         browser.get(browser.at_provider(callback))
         assert browser.get("/").header("kubeflow-userid") == "bob@example.com"
         assert browser.get("/", Cookie=f"authservice_session={before}").status == 302, "the old session has ended"
@@ -424,8 +425,8 @@ class TestPages:
 class TestProbes:
     def test_alive_and_ready(self, browser: Browser) -> None:
         assert browser.get("/healthz", port=SITE).status == 200
-        answer = browser.get("/readyz", port=SITE)
-        assert (answer.status, answer.json) == (200, {"provider": "ok", "store": "ok"})
+        answer = until(lambda: (got := browser.get("/readyz", port=SITE)).status == 200 and got)
+        assert answer.json == {"provider": "ok", "store": "ok"}
 
     def test_not_ready_while_the_provider_was_never_reached(self, make_browser: Callable[..., Browser]) -> None:
         waiting = make_browser(OIDC_PROVIDER="http://127.0.0.1:1/")
@@ -435,6 +436,7 @@ class TestProbes:
 
     def test_the_readiness_listener_answers_on_any_path(self, make_browser: Callable[..., Browser]) -> None:
         browser = make_browser(READINESS_PROBE_PORT="8081")
+        until(lambda: browser.get("/", port=8081).status == 200)
         for target in ("/", "/any/path"):
             answer = browser.get(target, port=8081)
             assert (answer.status, answer.body) == (200, b"")
