@@ -277,7 +277,8 @@ class StoreContract:
             "if child == 0:\n"
             "    os._exit(0)\n"
             "assert os.waitpid(child, 0)[1] == 0\n"
-            "print(sum(store.load(f'{side}-{turn}') is not None for side in (True, False) for turn in range(30)))\n"
+            "keys = [f'{side}-{turn}' for side in (True, False) for turn in range(30)]\n"
+            "print(sum(store.load(key) is not None for key in keys))\n"
         )
         assert output(run_python(code)) == "60"
 

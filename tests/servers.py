@@ -48,12 +48,12 @@ class RedisServer:
         return f"127.0.0.1:{self.port}"
 
     def start(self) -> None:
-        """Starts it, on the same port as before if it ran before, and waits until it listens."""
+        """Starts it, on the same port as before if it ran before, and waits until it answers."""
         for _ in range(5):
             port = self.port or free_port()
             self._process = self._spawn(port)
             process = self._process
-            until(lambda: process.poll() is not None or _listens(port))
+            until(lambda: process.poll() is not None or _answers(port))
             if process.poll() is None:
                 self.port = port
                 return
@@ -96,10 +96,17 @@ class RedisServer:
                 self._process.wait()
 
 
-def _listens(port: int) -> bool:
+def _answers(port: int) -> bool:
+    """Whether it takes questions: a server with data to load listens before it has them."""
     with socket.socket() as client:
         client.settimeout(1)
-        return client.connect_ex(("127.0.0.1", port)) == 0
+        try:
+            client.connect(("127.0.0.1", port))
+            client.sendall(b"PING\r\n")
+            reply = client.recv(64)
+        except OSError:
+            return False
+    return bool(reply) and not reply.startswith(b"-LOADING")
 
 
 @contextmanager

@@ -6,84 +6,25 @@ import base64
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
 
 from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
-from authservice.sessions import Entry, Session, Store
+from authservice.sessions import Session
 from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
 from authservice.sessions.seal import new_secret, open_record, seal_record, store_key
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import MICROSECOND, MINUTE, Clock, at_once, output, run_python
+from tests.sample_sessions import WatchedStore, a_session
 from tests.servers import any_redis, running_redis
 
 DAY = timedelta(days=1)
 NET = Reach.NETWORK
-
-
-def a_session(clock: Callable[[], datetime], **changes: Any) -> Session:
-    fields: dict[str, Any] = {
-        "user_id": "alice@example.com",
-        "groups": ("admins", "a,b", "ünïcode"),
-        "claims": {"email": "alice@example.com", "n": 2**70, "nested": {"roles": ["x", None, 1.5, True]}},
-        "issuer": "https://id.example.com/",
-        "subject": "248289761001",
-        "provider_sid": "sid &#%<'\"",
-        "id_token": "eyJhbGciOiJSUzI1NiJ9.payload.signature",
-        "access_token": "the-access-token",
-        "refresh_token": "the-refresh-token",
-        "access_token_expires": clock() + timedelta(minutes=5),
-        "created": clock(),
-        "last_seen": clock(),
-        "expires": clock() + DAY,
-    }
-    return Session(**{**fields, **changes})
-
-
-class WatchedStore:
-    """Passes everything on to a real store; counts, and fails where it is told to."""
-
-    notices: tuple[str, ...] = ()
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self.calls: list[str] = []
-        self.failing: set[str] = set()
-        self.after_load: Callable[[], object] = lambda: None
-
-    def _called(self, name: str) -> None:
-        self.calls.append(name)
-        if name in self.failing:
-            raise StoreDown("told to fail")
-
-    def load(self, key: str) -> Entry | None:
-        self._called("load")
-        entry = self._store.load(key)
-        self.after_load()
-        return entry
-
-    def save(self, key: str, value: bytes, expires: datetime, **conditions: Any) -> bool:
-        self._called("save")
-        return self._store.save(key, value, expires, **conditions)
-
-    def delete(self, key: str) -> bool:
-        self._called("delete")
-        return self._store.delete(key)
-
-    def sweep(self) -> int:
-        return self._store.sweep()
-
-    def ping(self) -> None:
-        self._store.ping()
-
-    def close(self) -> None:
-        self._store.close()
 
 
 @pytest.fixture
@@ -564,12 +505,13 @@ time = datetime.now(timezone.utc)
 now = lambda: time
 store = SqliteStore(sys.argv[1], now)
 sessions = Sessions(store, now=now, max_age=timedelta(days=1), idle_timeout=timedelta(hours=1))
-record = Session(user_id="a", issuer="i", subject="s", created=now(), last_seen=now(), expires=now() + timedelta(days=1))
+limit = now() + timedelta(days=1)
+record = Session(user_id="a", issuer="i", subject="s", created=now(), last_seen=now(), expires=limit)
 secret = sessions.begin(record)
 soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (os.stat(sys.argv[1] + "-wal").st_size, hard))
-refused = 0
-for call in (lambda: sessions.begin(record), lambda: sessions.spend("state", timedelta(minutes=1)), store.ping):
+refused, minute = 0, timedelta(minutes=1)
+for call in (lambda: sessions.begin(record), lambda: sessions.spend("state", minute), store.ping):
     try:
         call()
     except StoreDown:
