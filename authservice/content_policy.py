@@ -15,10 +15,13 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from urllib.parse import urlsplit
 
+from authservice.links import usable
+
 HOLE = "\ue000"
 """Stands for every place in a template's text that is filled in when a page is rendered."""
 
-_HOST_SOURCE = re.compile(r"(?:[a-z0-9_*-]+\.)*[a-z0-9_-]+(?::\d{1,5})?|\[[0-9a-f:.]+\](?::\d{1,5})?", re.ASCII)
+# CSP3 §2.3.1, without wildcards. It has no way to write an IPv6 address.
+_HOST_SOURCE = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z0-9_-]+\.?(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ def inline_code(markup: str) -> InlineCode:
 def source(url: str) -> str | None:
     """The host-source that admits ``url`` (CSP3 §2.3.1): ``'self'`` for a relative address, the
     origin of an absolute http(s) one, ``None`` for anything that no policy can name."""
+    if usable(url) != url:
+        return None
     try:
         parts = urlsplit(url)
         host = parts.netloc.rpartition("@")[2].lower().encode("idna").decode("ascii")
@@ -57,7 +62,7 @@ def source(url: str) -> str | None:
         return None
     if not parts.scheme and not parts.netloc:
         return "'self'"
-    if parts.scheme not in ("", "http", "https") or not _HOST_SOURCE.fullmatch(host):
+    if not _HOST_SOURCE.fullmatch(host):
         return None
     return f"{parts.scheme}://{host}" if parts.scheme else host
 

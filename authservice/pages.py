@@ -9,7 +9,6 @@ and its status.
 from __future__ import annotations
 
 import logging
-import posixpath
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError, TemplateSyntaxError, meta
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, meta
+from jinja2.exceptions import TemplateError, TemplateNotFound, TemplateSyntaxError
 
 from authservice.content_policy import HOLE, InlineCode, content_policy, inline_code
+from authservice.links import NEUTRAL, ascii_url, resolve_url_ref, theme_url, usable
 from authservice.themes import ThemeFile, ThemeFiles
-
-NEUTRAL_URL = "about:invalid"
-"""Takes the place of a configured address that a page must not use, such as ``javascript:…``."""
 
 GROUPS_SHOWN = 12
 """A denied person sees at most this many names of groups; the rest is a number."""
@@ -43,12 +40,11 @@ _HEADINGS = {
     503: "Not possible at the moment",
     504: "No answer in time",
 }
-_GO_CONSTRUCT = re.compile(r"\{\{-?\s*(\.|\$|template\b|index\b|range\b|with\b|define\b|block\b|if\b|else\b|end\b)")
-_BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_BLANK_OR_CONTROL = re.compile(r"[\x00-\x20\x7f]")
+_GO_CONSTRUCT = re.compile(r"\{\{-?\s*(?:\.|\$|(?:template|index|range|with|define|block|if|else|end)\b)")
+_BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 # What a template's author can get wrong in an expression, beside Jinja's own errors.
 _TEMPLATE_FAULTS = (
-    TemplateError, ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
 )
 _log = logging.getLogger(__name__)
 
@@ -95,19 +91,18 @@ class Pages:
     ) -> None:
         built_in = built_in_templates()
         folders, problems = _find_folders(template_paths, built_in)
-        theme_url = join_theme(themes_url, theme)
-        self._provider_url = _usable(provider_url) or NEUTRAL_URL
-        self._theme_url = theme_url
-        self._rooted_theme_url = resolve_url_ref(site_url, theme_url) or NEUTRAL_URL
+        self._provider_url = usable(provider_url) or NEUTRAL
+        self._theme_url = theme_url(themes_url, theme)
+        self._rooted_theme_url = resolve_url_ref(site_url, self._theme_url) or NEUTRAL
         context = {
             "ClientName": client_name,
-            "ThemeURL": theme_url,
+            "ThemeURL": self._theme_url,
             "ProviderURL": self._provider_url,
             "Frontend": _Frontend(frontend or {}),
             "resolve_url_ref": resolve_url_ref,
         }
         self._templates = _TemplateSet([built_in / "default", *folders], context)
-        self._fallback = _TemplateSet([built_in / "default"], context)
+        self._fallback = _TemplateSet([built_in / "default"], context) if folders else self._templates
         self._theme_files = ThemeFiles(folder / "themes" for folder in [built_in, *folders])
         problems += self._templates.problems or self._try_all()
         if problems:
@@ -149,8 +144,8 @@ class Pages:
             "UserID": _plain(user_id),
             "Groups": [_plain(group) for group in groups[:GROUPS_SHOWN]],
             "GroupsLeftOut": max(0, len(groups) - GROUPS_SHOWN),
-            "LogoutURL": _usable(logout_url),
-            "HomeURL": _usable(home_url),
+            "LogoutURL": usable(logout_url),
+            "HomeURL": usable(home_url),
             "RequestID": _plain(request_id),
         }
         return self._anywhere("denied", values, forms=(logout_url,), referrer="same-origin")
@@ -170,7 +165,7 @@ class Pages:
             "Heading": _HEADINGS.get(status, "Something went wrong"),
             "Sentence": _plain(sentence),
             "RequestID": _plain(request_id),
-            "WayOnURL": _usable(way_on_url),
+            "WayOnURL": usable(way_on_url),
             "WayOnLabel": _plain(way_on_label),
         }
         return self._anywhere("error", values)
@@ -181,11 +176,11 @@ class Pages:
         The answer to a POSTed logout form that ends on another origin. A redirect would not get
         there: browsers hold it against the form's own ``form-action`` (CSP3 §6.4.1).
         """
-        target = _usable(url)
+        target = usable(url)
         page = self._anywhere("onward", {"WayOnURL": target})
         if not target:
             return page
-        header = ("Refresh", f"0; url={quote(target, safe=_URL_CHARACTERS)}")
+        header = ("Refresh", f"0; url={ascii_url(target)}")
         return Page(page.body, (*page.headers, header))
 
     def theme_file(self, path: str) -> ThemeFile | None:
@@ -195,7 +190,8 @@ class Pages:
     def _anywhere(
         self, name: str, values: Mapping[str, Any], *, forms: Iterable[str] = (), referrer: str = "no-referrer"
     ) -> Page:
-        return self._render(name, {"ThemeURL": self._rooted_theme_url, **values}, forms=forms, referrer=referrer)
+        values = {"ThemeURL": self._rooted_theme_url, **values}
+        return self._render(name, values, forms=forms, referrer=referrer)
 
     def _render(
         self, name: str, values: Mapping[str, Any], *, forms: Iterable[str] = (), referrer: str = "no-referrer"
@@ -210,7 +206,7 @@ class Pages:
             templates = self._fallback
             text = templates.render(name, values)
         policy = content_policy(
-            templates.inline_code(name), assets=(values.get("ThemeURL", self._theme_url),), forms=forms
+            templates.inline_code[name], assets=(values.get("ThemeURL", self._theme_url),), forms=forms
         )
         return Page(text.encode("utf-8", "replace"), _headers(policy, referrer))
 
@@ -228,13 +224,16 @@ class Pages:
             for values in (full, bare):
                 try:
                     self._templates.render(name, values)
+                except TemplateNotFound as error:
+                    problems.append(f"TEMPLATE_PATH: {_place(error)}: there is no template {error.name}")
+                    break
                 except _TEMPLATE_FAULTS as error:
                     problems.append(f"TEMPLATE_PATH: {_place(error)}: {error}")
                     break
         return problems
 
     def _theme_warnings(self, themes_url: str, theme: str) -> list[str]:
-        if self._theme_url == NEUTRAL_URL:
+        if self._theme_url == NEUTRAL:
             return ["THEMES_URL: not an address that a page can load from; pages are shown without a theme"]
         if themes_url == "themes" and f"{theme}/styles.css" not in self._theme_files:
             return [f"THEME: no folder of themes has {theme}/styles.css; pages are shown without it"]
@@ -247,8 +246,9 @@ class _TemplateSet:
     def __init__(self, folders: Sequence[Path], context: Mapping[str, Any]) -> None:
         self.problems: list[str] = []
         self.warnings: list[str] = []
+        self._loader = FileSystemLoader([str(folder) for folder in reversed(folders)])
         self._environment = Environment(
-            loader=FileSystemLoader([str(folder) for folder in reversed(folders)]),
+            loader=self._loader,
             autoescape=True,
             undefined=StrictUndefined,
             auto_reload=False,
@@ -261,13 +261,17 @@ class _TemplateSet:
         self._includes: dict[str, set[str]] = {}
         for folder in folders:
             for file in sorted(folder.glob("*.html")):
-                self._read(file)
+                self._read(file.name, file)
+        while parts := set().union(*self._includes.values()) - self._includes.keys():
+            for name in sorted(parts):
+                self._read_part(name)
+        self.inline_code = {name: self._inline_code(name) for name in PAGE_NAMES}
 
     def render(self, name: str, values: Mapping[str, Any]) -> str:
         """The page's text. Raises whatever the template's author got wrong."""
         return self._environment.get_template(f"{name}.html").render(values)
 
-    def inline_code(self, name: str) -> InlineCode:
+    def _inline_code(self, name: str) -> InlineCode:
         """The inline code of a template and of all those that it is made of."""
         seen: set[str] = set()
         waiting = {f"{name}.html"}
@@ -279,11 +283,22 @@ class _TemplateSet:
             found |= self._inline.get(one, InlineCode())
         return found
 
-    def _read(self, file: Path) -> None:
+    def _read_part(self, name: str) -> None:
+        """A template in a sub-folder, named by another one. Whether it may be missing is known
+        when that one is rendered."""
+        self._includes[name] = set()
+        try:
+            _, file, _ = self._loader.get_source(self._environment, name)
+        except TemplateNotFound:
+            return
+        self._read(name, Path(file))
+
+    def _read(self, name: str, file: Path) -> None:
+        self._includes[name] = set()
         try:
             text = file.read_text("utf-8")
-            tree = self._environment.parse(text, file.name, str(file))
-            self._environment.compile(tree, file.name, str(file))
+            tree = self._environment.parse(text, name, str(file))
+            self._environment.compile(tree, name, str(file))
         except TemplateSyntaxError as error:
             hint = " (this looks like a Go template: docs/templates.md)" if _GO_CONSTRUCT.search(text) else ""
             self.problems.append(f"TEMPLATE_PATH: {file}:{error.lineno}: {error.message}{hint}")
@@ -296,11 +311,11 @@ class _TemplateSet:
             return
         literal = "".join(
             value if kind == "data" else HOLE + "\n" * value.count("\n")
-            for _, kind, value in self._environment.lex(text, file.name)
+            for _, kind, value in self._environment.lex(text, name)
         )
         code = inline_code(literal)
-        self._inline[file.name] = code
-        self._includes[file.name] = {name for name in meta.find_referenced_templates(tree) if name}
+        self._inline[name] = code
+        self._includes[name] = {one for one in meta.find_referenced_templates(tree) if one}
         self.warnings += [f"TEMPLATE_PATH: {file}:{line}: {sentence}" for line, sentence in code.refused]
 
 
@@ -311,9 +326,6 @@ class _Frontend(dict[str, str]):
         return ""
 
 
-_URL_CHARACTERS = ":/?#[]@!$&'()*+,;=%-._~"
-
-
 def built_in_templates() -> Path:
     """The folder of the built-in templates: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent
@@ -321,46 +333,15 @@ def built_in_templates() -> Path:
     return inside if (inside / "default").is_dir() else package.parent / "templates"
 
 
-def resolve_url_ref(base: object, ref: object) -> str:
-    """``ref`` as seen from ``base`` (RFC 3986 §5), for templates. Empty when either is malformed
-    or when the outcome is neither http(s) nor relative; never raises."""
-    if not isinstance(base, str) or not isinstance(ref, str):
-        return ""
-    if (base and not _usable(base)) or (ref and not _usable(ref)):
-        return ""
-    try:
-        return _usable(urljoin(base, ref))
-    except ValueError:
-        return ""
-
-
-def join_theme(themes_url: str, theme: str) -> str:
-    """The base of a theme's files: the theme's name joined to the path of ``THEMES_URL``."""
-    if not _usable(themes_url):
-        return NEUTRAL_URL
-    parts = urlsplit(themes_url)
-    path = posixpath.normpath(posixpath.join(parts.path or ("/" if parts.netloc else "."), theme.lstrip("/")))
-    return urlunsplit(parts._replace(path=quote(path, safe=_URL_CHARACTERS)))
-
-
-def _usable(url: str) -> str:
-    """The address when a page may link to it, else nothing: http, https or relative, well-formed."""
-    if _BLANK_OR_CONTROL.search(url) or _BAD_ESCAPE.search(url):
-        return ""
-    try:
-        parts = urlsplit(url)
-        parts.port  # raises when it is not a number
-    except ValueError:
-        return ""
-    if parts.scheme not in ("", "http", "https") or (parts.scheme and not parts.hostname):
-        return ""
-    return url
-
-
 def _plain(text: str) -> str:
-    """Text from outside, fit to be shown: no control characters, not without end."""
-    shown = "".join("\ufffd" if unicodedata.category(char) in ("Cc", "Cs") else char for char in text[:_TEXT_LIMIT])
+    """Text from outside, fit to be shown: not without end, and no characters that control what
+    is around them (bidirectional overrides make one name look like another)."""
+    shown = "".join("\ufffd" if _controls(char) else char for char in text[:_TEXT_LIMIT])
     return shown + "…" if len(text) > _TEXT_LIMIT else shown
+
+
+def _controls(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in _BIDI_CONTROLS
 
 
 def _headers(policy: str, referrer: str) -> tuple[tuple[str, str], ...]:

@@ -1,0 +1,189 @@
+"""The pages in a real browser: what the content policy lets happen, and what it must not.
+
+``127.0.0.1`` and ``localhost`` are two origins on one server: the site, and «elsewhere».
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from socketserver import ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import pytest
+
+from authservice.pages import Page, Pages
+from tests.programs import require
+from tests.waiting import until
+
+pytestmark = pytest.mark.external
+
+HOSTILE = "</title></style><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@dataclass
+class Site:
+    """Serves pages by path, and theme files; everything else is a plain 200 that is written down."""
+
+    port: int = 0
+    themes: Pages = field(default_factory=Pages)
+    pages: dict[str, Page] = field(default_factory=dict)
+    asked: list[dict[str, str]] = field(default_factory=list)
+
+    def url(self, path: str, host: str = "127.0.0.1") -> str:
+        return f"http://{host}:{self.port}{path}"
+
+    def requests(self, path: str) -> list[dict[str, str]]:
+        return [environ for environ in list(self.asked) if environ["PATH_INFO"] == path]
+
+    def __call__(self, environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        _, themed, name = path.partition("/site/themes/")
+        file = self.themes.theme_file(name) if themed else None
+        if file is not None:
+            start("200 OK", list(file.headers))
+            return [file.body]
+        if path in self.pages:
+            start("200 OK", list(self.pages[path].headers))
+            return [self.pages[path].body]
+        self.asked.append({key: value for key, value in environ.items() if isinstance(value, str)})
+        start("200 OK", [("Content-Type", "text/html")])
+        return [b"<title>elsewhere</title>"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    path = require("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    site = Site()
+    server = make_server("127.0.0.1", 0, site, server_class=_Server, handler_class=_Quiet)
+    site.port = server.server_port
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    yield site
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def tab(browser: Any) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 360, "height": 740})
+    yield context.new_page()
+    context.close()
+
+
+def test_pages_load_their_theme_and_break_no_rule_of_their_policy(site: Site, tab: Any) -> None:
+    pages = Pages(client_name="x" * 80)
+    site.pages = {
+        "/authservice/site/homepage": pages.homepage(),
+        "/authservice/site/after_logout": pages.after_logout(),
+        "/deep/in/an/app": pages.denied(user_id="y" * 200, groups=["z" * 200] * 20, logout_url="/l", home_url="/h"),
+        "/authservice/oidc/callback": pages.error(502, "w" * 200, request_id="r" * 100, way_on_url="/"),
+    }
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    for path in site.pages:
+        tab.goto(site.url(path))
+        style = "getComputedStyle(document.querySelector('.wrapper')).backgroundImage"
+        assert "/authservice/site/themes/kubeflow/bg.svg" in tab.evaluate(style)
+        assert tab.evaluate("document.querySelector('.logo').naturalWidth") > 0
+        assert tab.evaluate("document.documentElement.scrollWidth") <= 360, path
+    assert complaints == []
+    assert [found["PATH_INFO"] for found in site.asked] == []
+
+
+def test_H12_hostile_words_run_nothing_and_leak_nothing(site: Site, tab: Any) -> None:
+    pages = Pages(client_name=HOSTILE)
+    site.pages = {
+        "/denied": pages.denied(user_id=HOSTILE, groups=[HOSTILE], sentence=HOSTILE, request_id=HOSTILE),
+        "/error": pages.error(400, HOSTILE, request_id=HOSTILE, way_on_url="/next", way_on_label=HOSTILE),
+    }
+    for path in ("/denied", "/error"):
+        tab.goto(site.url(f"{path}?code=secret&state=secret"))
+        assert "owned" != tab.title() and "<script>" in tab.title()
+    tab.click("a.button")
+    tab.wait_for_url(site.url("/next"))
+    [request] = site.requests("/next")
+    assert "HTTP_REFERER" not in request
+
+
+def test_the_logout_form_proves_where_it_stands(site: Site, tab: Any) -> None:
+    site.pages = {"/deep/page": Pages().denied(logout_url="/authservice/logout")}
+    tab.goto(site.url("/deep/page"))
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    tab.keyboard.press("Enter")
+    tab.wait_for_url(site.url("/authservice/logout"))
+    [request] = site.requests("/authservice/logout")
+    assert request["REQUEST_METHOD"] == "POST"
+    assert request["HTTP_ORIGIN"] == site.url("")
+
+
+def test_onward_reaches_another_origin(site: Site, tab: Any) -> None:
+    site.pages = {"/authservice/logout": Pages().onward(site.url("/end?x=1;y=2", "localhost"))}
+    tab.goto(site.url("/authservice/logout"))
+    tab.wait_for_url(site.url("/end?x=1;y=2", "localhost"))
+    [request] = site.requests("/end")
+    assert "HTTP_REFERER" not in request
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_gitlab_automatic_variant_signs_out_by_itself_or_by_its_button(
+    site: Site, browser: Any, scripts: bool
+) -> None:
+    pages = Pages(template_paths=["gitlab/auto_logout"], provider_url=site.url("/group", "localhost"))
+    site.pages = {"/site/after_logout": pages.after_logout()}
+    context = browser.new_context(java_script_enabled=scripts)
+    tab = context.new_page()
+    tab.goto(site.url("/site/after_logout"), wait_until="commit")
+    if not scripts:
+        tab.click("button")
+    until(lambda: bool(site.requests("/users/sign_out")))
+    tab.wait_for_url(site.url("/users/sign_out", "localhost"))
+    [request] = site.requests("/users/sign_out")
+    assert request["REQUEST_METHOD"] == "POST"
+    context.close()
+
+
+def test_gitlab_button_variant_waits_for_the_person(site: Site, tab: Any) -> None:
+    pages = Pages(template_paths=["gitlab/button_logout"], provider_url=site.url("", "localhost"))
+    site.pages = {"/site/after_logout": pages.after_logout()}
+    tab.goto(site.url("/site/after_logout"))
+    assert site.requests("/users/sign_out") == []
+    tab.click("button")
+    tab.wait_for_url(site.url("/users/sign_out", "localhost"))
+    assert [request["REQUEST_METHOD"] for request in site.requests("/users/sign_out")] == ["POST"]
+
+
+def test_a_theme_picture_opened_as_a_page_runs_nothing(site: Site, tab: Any, tmp_path: Any) -> None:
+    folder = tmp_path / "themes" / "evil"
+    folder.mkdir(parents=True)
+    (folder / "logo.svg").write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"><title>calm</title>'
+        '<script>document.querySelector("title").textContent = "owned"; fetch("/stolen")</script></svg>'
+    )
+    site.themes = Pages(template_paths=[str(tmp_path)])
+    tab.goto(site.url("/site/themes/evil/logo.svg"))
+    assert tab.evaluate("document.querySelector('title').textContent") == "calm"
+    assert site.requests("/stolen") == []
