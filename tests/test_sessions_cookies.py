@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authservice.sessions.cookies import MOST_TRIED, CookieRules, read_cookies, session_secrets
@@ -13,6 +13,7 @@ from authservice.sessions.seal import new_secret
 
 NAME = "authservice_session"
 
+patiently = settings(deadline=None)  # two cores, and other tests beside this one
 NAMES = st.text(
     st.characters(codec="ascii", exclude_characters="=;, \t", min_codepoint=33), min_size=1, max_size=12
 )
@@ -20,11 +21,13 @@ VALUES = st.text(st.characters(codec="latin-1", exclude_characters=";, \t"), max
 PAIRS = st.lists(st.tuples(NAMES, VALUES), max_size=8)
 
 
+@patiently
 @given(PAIRS)
 def test_pairs_come_back_in_order(pairs: list[tuple[str, str]]) -> None:
     assert read_cookies("; ".join(f"{name}={value}" for name, value in pairs)) == pairs
 
 
+@patiently
 @given(PAIRS, PAIRS)
 def test_two_cookie_lines_joined_by_a_comma_are_all_read(
     one: list[tuple[str, str]], two: list[tuple[str, str]]
@@ -34,6 +37,7 @@ def test_two_cookie_lines_joined_by_a_comma_are_all_read(
         assert read_cookies(joint.join(lines)) == one + two
 
 
+@patiently
 @given(st.text())
 def test_reading_never_raises_and_never_invents(header: str) -> None:
     for name, value in read_cookies(header):

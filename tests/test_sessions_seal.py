@@ -7,7 +7,7 @@ import hashlib
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authservice.sessions.seal import (
@@ -22,9 +22,11 @@ from authservice.sessions.seal import (
 )
 
 KEYRING = Keyring([b"the secret of one deployment"])
+patiently = settings(deadline=None)  # two cores, and other tests beside this one
 BASE64URL = re.compile(r"[A-Za-z0-9_-]+")
 
 
+@patiently
 @given(st.text(max_size=50), st.binary(max_size=3000))
 def test_what_is_sealed_opens_again(purpose: str, plaintext: bytes) -> None:
     sealed = KEYRING.seal(purpose, plaintext)
@@ -39,6 +41,7 @@ def test_sealing_twice_gives_two_values_that_share_nothing_but_version_and_key_i
     assert len({value[7:12] for value in sealed}) > 40
 
 
+@patiently
 @given(st.binary(max_size=100), st.data())
 def test_k05_one_flipped_bit_never_opens(plaintext: bytes, data: st.DataObject) -> None:
     sealed = KEYRING.seal("p", plaintext)
@@ -48,6 +51,7 @@ def test_k05_one_flipped_bit_never_opens(plaintext: bytes, data: st.DataObject) 
     assert KEYRING.open("p", base64.urlsafe_b64encode(raw).rstrip(b"=").decode()) is None
 
 
+@patiently
 @given(st.binary(max_size=100), st.data())
 def test_k05_one_changed_character_never_opens(plaintext: bytes, data: st.DataObject) -> None:
     """Also not one that only touches the bits that base64 leaves unused."""
@@ -57,6 +61,7 @@ def test_k05_one_changed_character_never_opens(plaintext: bytes, data: st.DataOb
     assert KEYRING.open("p", sealed[:at] + character + sealed[at + 1 :]) is None
 
 
+@patiently
 @given(st.binary(max_size=60), st.data())
 def test_k05_cut_or_extended_never_opens(plaintext: bytes, data: st.DataObject) -> None:
     sealed = KEYRING.seal("p", plaintext)
@@ -66,6 +71,7 @@ def test_k05_cut_or_extended_never_opens(plaintext: bytes, data: st.DataObject) 
         assert KEYRING.open("p", changed) is None
 
 
+@patiently
 @given(st.text() | st.text("ABCabc019-_=", max_size=200))
 def test_whatever_else_never_opens_and_never_raises(text: str) -> None:
     assert KEYRING.open("p", text) is None
@@ -85,6 +91,7 @@ def test_a_value_is_bound_to_its_purpose() -> None:
         assert KEYRING.open(other, sealed) is None
 
 
+@patiently
 @given(st.text(max_size=8), st.text(max_size=8))
 def test_no_two_purposes_share_a_key(one: str, other: str) -> None:
     assert (KEYRING.open(other, KEYRING.seal(one, b"x")) is not None) is (one == other)
@@ -138,6 +145,7 @@ def test_a_secret_is_32_random_bytes_in_43_characters() -> None:
         assert len(base64.urlsafe_b64decode(secret + "=")) == 32
 
 
+@patiently
 @given(st.binary(min_size=32, max_size=32))
 def test_every_32_bytes_have_one_spelling_only(raw: bytes) -> None:
     text = base64.urlsafe_b64encode(raw).decode()
@@ -156,6 +164,7 @@ def test_every_32_bytes_have_one_spelling_only(raw: bytes) -> None:
         assert not is_secret(other)
 
 
+@patiently
 @given(st.text() | st.text(min_size=43, max_size=43))
 def test_is_secret_never_raises(text: str) -> None:
     if is_secret(text):
@@ -189,6 +198,7 @@ def test_marks_and_sessions_never_share_a_key() -> None:
     assert re.fullmatch(r"spent-[0-9a-f]{64}", mark_key("any 😀 name"))
 
 
+@patiently
 @given(st.binary(max_size=500))
 def test_a_record_opens_with_its_own_secret_only(plaintext: bytes) -> None:
     secret = new_secret()
@@ -198,6 +208,7 @@ def test_a_record_opens_with_its_own_secret_only(plaintext: bytes) -> None:
     assert seal_record(secret, plaintext) != sealed
 
 
+@patiently
 @given(st.binary(max_size=60), st.data())
 def test_a_changed_record_never_opens(plaintext: bytes, data: st.DataObject) -> None:
     secret = new_secret()
@@ -210,6 +221,7 @@ def test_a_changed_record_never_opens(plaintext: bytes, data: st.DataObject) -> 
         assert open_record(secret, changed) is None
 
 
+@patiently
 @given(st.binary(max_size=300))
 def test_foreign_bytes_are_no_record(foreign: bytes) -> None:
     assert open_record(new_secret(), foreign) is None
