@@ -513,7 +513,7 @@ class FakeProvider:
             "missing_sub": {"sub": None},
             "empty_sub": {"sub": ""},
             "numeric_sub": {"sub": 42},
-            "wrong_audience": {"aud": claims["aud"] + "1"},
+            "wrong_audience": {"aud": f"{claims['aud']}1"},
             "missing_aud": {"aud": None},
             "empty_aud": {"aud": []},
             "foreign_aud": {"aud": ["another-client"]},

@@ -7,6 +7,7 @@ fetched, asked by `oidc.tokens`; fetching is not done here.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -113,17 +114,22 @@ def _may_verify(jwk: dict[str, Any]) -> bool:
 
 
 def _import(kind: str, jwk: dict[str, Any]) -> PublicKey | None:
-    members = {name: jwk.get(name) for name in _PUBLIC_MEMBERS[kind]}
+    members: dict[str, Any] = {name: jwk.get(name) for name in _PUBLIC_MEMBERS[kind]}
     if not all(isinstance(value, str) for value in members.values()):
         return None
     try:
-        key = _KEY_CLASSES[kind].import_key(members)
-        return key if kind != "RSA" or _is_strong(key) else None
+        if kind == "RSA" and not _is_strong(_number(members["n"]), _number(members["e"])):
+            return None
+        return _KEY_CLASSES[kind].import_key(members)
     except (JoseError, ValueError, TypeError, OverflowError):
         return None
 
 
-def _is_strong(key: RSAKey) -> bool:
+def _is_strong(modulus: int, exponent: int) -> bool:
     """Not breakable, not so large that verifying takes long (RFC 7518 §3.3), a sound exponent."""
-    numbers = key.public_key.public_numbers()
-    return key.public_key.key_size in RSA_BITS and numbers.e % 2 == 1 and 3 <= numbers.e < 1 << 33
+    return modulus.bit_length() in RSA_BITS and exponent % 2 == 1 and 3 <= exponent < 1 << 33
+
+
+def _number(text: str) -> int:
+    """Base64urlUInt (RFC 7518 §2)."""
+    return int.from_bytes(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)), "big")
