@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from typing import Any
@@ -54,6 +54,9 @@ SCHEME_UNKNOWN = (
     "Nothing tells whether browsers come over https, so cookies are made without Secure. Set SESSION_COOKIE_SECURE, "
     "or make REDIRECT_URL absolute, or let the gateway send X-Forwarded-Proto and name it in TRUSTED_PROXIES."
 )
+MOST_HEADER_BYTES = 65536
+"""What a gateway passes on (Envoy: 60 KiB in all) fits; servers limit single lines only."""
+
 JUDGE, SITE, PROBE = "judge", "site", "probe"
 
 
@@ -299,14 +302,23 @@ class PortApp(Flask):
         if request is None:
             return super().create_url_adapter(None)
         environ = request.environ
+        port = self._ports.get(environ.get("SERVER_PORT", ""), "")
         return self.url_map.bind(
             "authservice",
-            subdomain=self._ports.get(environ.get("SERVER_PORT", ""), ""),
+            subdomain=port,
             url_scheme=environ["wsgi.url_scheme"],
             default_method=environ["REQUEST_METHOD"],
-            path_info=request.path,
+            # Only the site has paths of its own; the judge reads the target as it was sent.
+            path_info=request.path if port == SITE else "/",
             query_args=environ.get("QUERY_STRING", ""),
         )
+
+    def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        size = sum(len(name) + len(value) for name, value in environ.items() if name.startswith("HTTP_"))
+        if size > MOST_HEADER_BYTES:
+            start_response("431 Request Header Fields Too Large", [("Content-Length", "0"), ("Connection", "close")])
+            return []
+        return super().wsgi_app(environ, start_response)
 
 
 def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) -> Flask:

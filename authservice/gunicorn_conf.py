@@ -37,7 +37,8 @@ keepalive = 75
 timeout = 60
 graceful_timeout = 20
 
-# A check carries the person's whole address and all their cookies.
+# A check carries the person's whole address and all their cookies. The sum of all header lines
+# is limited by the application.
 limit_request_line = 8190
 limit_request_field_size = 65536
 limit_request_fields = 200

@@ -197,7 +197,8 @@ def response(reply: Reply) -> Response:
 
 
 def blueprint(judge: Judge, doors: Mapping[str, Callable[[], Response]], subdomain: str) -> Blueprint:
-    """The blueprint `judge`: any path, any method, never a redirect or an error of the framework."""
+    """The blueprint `judge`: any method, never a redirect or an error of the framework. On its port
+    the application routes every path to ``/``; the target as sent is read here."""
     judging = Blueprint("judge", __name__)
 
     def every() -> Response:
@@ -205,13 +206,10 @@ def blueprint(judge: Judge, doors: Mapping[str, Callable[[], Response]], subdoma
         door = judge.gateways.door(parts)
         return doors[door]() if door else response(judge.answer(parts))
 
-    def serve_everything(state: BlueprintSetupState) -> None:
+    def serve_every_method(state: BlueprintSetupState) -> None:
         # Flask's own routes have a closed list of methods; a bare rule takes any.
-        state.app.view_functions["judge.every"] = lambda path="": every()
-        for rule in ("/", "/<path:path>"):
-            state.app.url_map.add(
-                Rule(rule, endpoint="judge.every", methods=None, subdomain=subdomain, merge_slashes=False)
-            )
+        state.app.view_functions["judge.every"] = every
+        state.app.url_map.add(Rule("/", endpoint="judge.every", methods=None, subdomain=subdomain))
 
-    judging.record(serve_everything)
+    judging.record(serve_every_method)
     return judging

@@ -105,7 +105,8 @@ def is_navigation(check: CheckRequest) -> bool:
     Browsers say so themselves (Fetch Metadata: ``Sec-Fetch-Mode: navigate``). Gateways often pass
     none of these headers on; without any sign, GET and HEAD count as navigations.
     """
-    if "websocket" in check.header("upgrade").lower():
+    # Traefik drops Upgrade from its checks, but not the handshake's key (RFC 6455 §4.1).
+    if "websocket" in check.header("upgrade").lower() or check.header("sec-websocket-key"):
         return False
     if check.header("content-type").lower().startswith("application/grpc"):
         return False

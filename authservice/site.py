@@ -331,14 +331,13 @@ def blueprint(site: Site, readiness: Readiness, paths: Mapping[str, str], prefix
 
 
 def probe_blueprint(readiness: Readiness, subdomain: str) -> Blueprint:
-    """The original's readiness listener: any path, 200 or 503, no body."""
+    """The original's readiness listener: any path (routed to ``/``), 200 or 503, no body."""
     probing = Blueprint("probe", __name__, subdomain=subdomain)
 
-    def probe(path: str = "") -> Response:
+    def probe() -> Response:
         return Response(status=200 if is_ready(readiness.report()) else 503)
 
-    probing.add_url_rule("/", "root", probe, methods=DOOR_METHODS)
-    probing.add_url_rule("/<path:path>", "any", probe, methods=DOOR_METHODS)
+    probing.add_url_rule("/", "any", probe, methods=DOOR_METHODS)
     return probing
 
 

@@ -185,6 +185,7 @@ class TestNavigation:
             {"accept": "text/event-stream"},
             {"upgrade": "websocket", "connection": "Upgrade"},
             {"upgrade": "WebSocket"},
+            {"sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ=="},
             {"content_type": "application/grpc+proto"},
             {"content_type": "application/grpc", "sec_fetch_mode": "navigate"},
         ],

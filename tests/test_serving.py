@@ -113,6 +113,7 @@ def test_h11_32_kb_of_headers_pass_and_larger_ones_cost_no_worker(serve: Callabl
     assert served.get("/", Cookie="a=" + "x" * 32768).status_code == 401
     many = {f"X-Header-{number}": "v" * 300 for number in range(100)}
     assert served.get("/", **many).status_code == 401
+    assert served.get("/", **{f"X-Header-{number}": "v" * 7000 for number in range(30)}).status_code == 431
     for size in (70_000, 400_000):
         answer = raw(served.judge, b"GET / HTTP/1.1\r\nHost: h\r\nCookie: " + b"x" * size + b"\r\n\r\n")
         assert answer[:13] in (b"HTTP/1.1 431 ", b"HTTP/1.1 400 "), answer[:80]
