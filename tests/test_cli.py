@@ -52,6 +52,14 @@ def test_problems_and_warnings_come_together(capsys: pytest.CaptureFixture[str])
     assert "AuthService would not start." in text
 
 
+def test_files_are_looked_at_too(capsys: pytest.CaptureFixture[str], good: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "sessions.db").write_bytes(bytes(16) + b"\xed\xda\x0c\xed" + bytes(100))
+    status, text = run(capsys, "check-config", **good, CA_BUNDLE="/no/such/file", TEMPLATE_PATH="/no/folder")
+    assert status == 2
+    assert "2 problems:" in text and "CA_BUNDLE: " in text and "TEMPLATE_PATH: " in text
+    assert "1 warning:" in text and "BoltDB" in text
+
+
 def test_every_setting_wrong_at_once_prints_all_and_no_secret(tmp_path: Path) -> None:
     """With a real process, its real environment and its exit status."""
     hidden = "zQ7-never-to-be-seen-9Kd"

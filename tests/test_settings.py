@@ -176,7 +176,7 @@ def test_joined_paths_have_no_doubled_slash_and_no_slash_at_the_end(parts: list[
 @pytest.mark.parametrize("text", [
     "", "/", "//", "https://host", "https://host/", "authservice/", "//host/path", "ftp://host/a", "/a/../b",
     "/a%2fb", "/a b", "/a;b", "/a#b", "https:///a", "https://user:pw@host/a", "https://[::1/a", "/ä", "/a\\b",
-    "https://host:99999/a", "https://ho st/a", "/./",
+    "https://host:99999/a", "https://ho st/a", "/./", "https://a..b/c", "https://%41/b",
 ])
 def test_b5_prefixes_that_would_open_everything_or_never_match_are_refused(text: str) -> None:
     assert only_problem(AUTHSERVICE_URL_PREFIX=text).startswith("AUTHSERVICE_URL_PREFIX: ")
@@ -555,7 +555,8 @@ def test_values_are_shown_short_and_in_ascii() -> None:
     assert "set to nothing" in only_problem(LOG_LEVEL="")
 
 
-@pytest.mark.parametrize("text,hint", [('"8080"', "quotes"), ("8080 ", "blanks"), ("8080\n", "blanks")])
+@pytest.mark.parametrize("text,hint", [('"8080"', "quotes"), ("8080 ", "blanks"), ("8080\n", "blanks"),
+                                       ("tcp://10.96.0.9:80", "Kubernetes Service")])
 def test_what_hides_in_a_value_is_said(text: str, hint: str) -> None:
     assert hint in only_problem(SERVER_PORT=text)
 

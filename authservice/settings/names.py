@@ -7,7 +7,6 @@ service must never be mentioned, so only known names and very near ones are.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Collection, Iterable, Iterator
 
 FORMER = {
@@ -43,9 +42,8 @@ BORROWED = {
 }
 """Names that people expect because siblings of this service have them."""
 
+# Near enough for one or two letters; Kubernetes' SERVER_SERVICE_PORT and the like stay below it.
 _NEAR = 0.87
-# Kubernetes announces every service to its pods: AUTHSERVICE_PORT_8080_TCP_ADDR and the like.
-_SERVICE_LINK = re.compile(r".+_(?:SERVICE_(?:HOST|PORT)(?:_.+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_.+)?)")
 
 
 def strange_names(environ: Iterable[str], known: Collection[str], secrets: Collection[str]) -> Iterator[str]:
@@ -61,7 +59,7 @@ def strange_names(environ: Iterable[str], known: Collection[str], secrets: Colle
             yield f"{name}: has no effect. The setting is called {BORROWED[name]}."
         elif name.endswith("_FILE") and name.removesuffix("_FILE") in known:
             yield f"{name}: has no effect. Only secrets can come from a file; set {name.removesuffix('_FILE')}."
-        elif not _SERVICE_LINK.fullmatch(name):
+        else:
             near = nearest(name, accepted)
             if near:
                 yield f"{name}: has no effect. Did you mean {near}?"

@@ -124,6 +124,8 @@ class _Reading:
             hint = " (the quotes are part of the value)"
         elif text != text.strip():
             hint = " (there are blanks around it)"
+        elif text.startswith("tcp://"):
+            hint = " (from a Kubernetes Service of this name? enableServiceLinks: false keeps them out)"
         return f"{row.name}: {self._shape(row, text)}: {reason}{hint}. Takes {row.kind.takes}."
 
     def _shape(self, row: Row, text: str) -> str:
