@@ -6,6 +6,8 @@ what is shipped.
 
 from __future__ import annotations
 
+import getpass
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,8 +62,10 @@ def _nginx(folder: Path, ports: Ports) -> Program:
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
     config = folder / "nginx.conf"
+    # Its worker has to be able to write in our folder, also where the tests run as root.
+    user = f"user {getpass.getuser()};" if os.getuid() == 0 else ""
     config.write_text(
-        f"daemon off; worker_processes 1; pid {folder}/nginx.pid; error_log stderr;\n"
+        f"daemon off; worker_processes 1; {user} pid {folder}/nginx.pid; error_log stderr;\n"
         f"events {{}}\nhttp {{ access_log off;\n{scratch}\n{server}\n}}\n"
     )
     command = [require("nginx"), "-p", folder, "-e", "stderr", "-c", config]

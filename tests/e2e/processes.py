@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -71,7 +72,8 @@ class Program:
         """Starts it and returns when ``ready`` holds; fails with the log's end when it dies first."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env, cwd=self.cwd
+                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env, cwd=self.cwd,
+                start_new_session=True,
             )
 
         def is_ready() -> bool:
@@ -97,6 +99,13 @@ class Program:
     def kill(self) -> None:
         """SIGKILL: no time to say good-bye."""
         self._end(signal.SIGKILL)
+
+    def kill_with_children(self) -> None:
+        """SIGKILL to it and to whatever it started: the fastest end there is."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
 
     def _end(self, sign: signal.Signals) -> None:
         if self.process is None:

@@ -96,13 +96,14 @@ class StrictProvider:
         """How many requests to a held path wait at this moment."""
         return int(self._ask("seen")["held"].get(path, 0))
 
-    def revoked(self) -> list[str]:
-        """The kinds of the tokens that were revoked, in order."""
-        return list(self._ask("seen")["revoked"])
-
     def tokens(self) -> list[str]:
-        """Every token issued in this life, in order."""
+        """Every token issued in this life, in order: access, refresh and ID token of each login."""
         return list(self._ask("seen")["tokens"])
+
+    def accepts(self, access_token: str) -> bool:
+        """Whether this access token still opens anything."""
+        bearer = [("Authorization", f"Bearer {access_token}")]
+        return request(self.port, "GET", "/me", headers=bearer).status == 200
 
     def issued(self) -> set[str]:
         """Every token and redeemed code that this provider ever gave away, past lives included."""

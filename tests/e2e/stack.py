@@ -91,9 +91,10 @@ class Stack:
     def stop(self) -> None:
         """Ends everything; then the logs and pages are searched."""
         secrets = self.secrets()
-        for part in (self.gateway, self.service, self.provider, self.application):
-            if part is not None:
-                part.stop()
+        for program in (self.gateway, self.service.program, self.provider.program):
+            if program is not None:
+                program.kill_with_children()
+        self.application.stop()
         log = self.service.program.log_text()
         told = sorted(secret for secret in secrets if secret in log)
         assert not told, f"S-33: {len(told)} secrets in AuthService's log, for example {told[:3]}"

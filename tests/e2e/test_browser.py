@@ -176,11 +176,12 @@ def test_S27_another_site_cannot_log_a_person_out(context: BrowserContext, stack
     page.goto(f"{stack.provider.issuer}/.well-known/openid-configuration")  # a page of another site
     page.evaluate("url => fetch(url, {method: 'POST', mode: 'no-cors', credentials: 'include'})", target)
     page.evaluate("url => new Promise(done => { const i = new Image(); i.onerror = done; i.src = url })", target)
-    page.evaluate(
-        """url => { const form = document.createElement('form'); form.method = 'POST'; form.action = url;
-                    document.documentElement.append(form); form.submit() }""", target,
-    )
-    page.wait_for_url(target)
+    with page.expect_response(target) as refused:
+        page.evaluate(
+            """url => { const form = document.createElement('form'); form.method = 'POST'; form.action = url;
+                        document.documentElement.append(form); form.submit() }""", target,
+        )
+    assert refused.value.status == 401
     page.goto(stack.url + "/private")
     expect(page.locator("#who")).to_have_text("alice@example.org")
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import StartStack
-from tests.e2e.gateways import KINDS
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.stack import Stack, start_gateway
 from tests.programs import require
@@ -179,20 +178,20 @@ def test_provider_killed_during_use(own_stack: StartStack, marker: str) -> None:
     assert_kept(stack, alice)
 
 
-@pytest.mark.parametrize(("path", "status"), [("/token", 500), ("/token", 503), ("/me", 500), ("/jwks", 500)])
-def test_provider_in_trouble_during_a_login(own_stack: StartStack, path: str, status: int) -> None:
+def test_P01_provider_in_trouble_during_a_login(own_stack: StartStack) -> None:
     stack = own_stack("envoy")
     alice = stack.logged_in("alice")
-    stack.provider.fail(path, status)
-    if path == "/jwks":
-        stack.provider.rotate()  # so that the key set is asked for again
-    bob = stack.person("bob")
-    assert bob.log_in(stack.url + "/").answer.status == 502
-    assert "authservice_session" not in bob.cookies(stack.url + "/")
-    assert_kept(stack, alice)
-    stack.provider.mend(path)
-    # An unknown key is not asked for again at once, so that nobody can make us ask all the time.
-    until(lambda: bob.log_in(stack.url + "/").answer.status == 200, 30, every=0.5)
+    for path, status in (("/token", 500), ("/token", 503), ("/me", 500), ("/jwks", 500)):
+        stack.provider.fail(path, status)
+        if path == "/jwks":
+            stack.provider.rotate()  # so that the key set is asked for again
+        bob = stack.person("bob")
+        assert bob.log_in(stack.url + "/").answer.status == 502, path
+        assert "authservice_session" not in bob.cookies(stack.url + "/")
+        assert_kept(stack, alice)
+        stack.provider.mend(path)
+        # An unknown key is not asked for again at once, so that nobody can make us ask all the time.
+        until(lambda person=bob: person.log_in(stack.url + "/").answer.status == 200, 30, every=0.5)  # type: ignore[misc]
 
 
 # --- SQLite without room --------------------------------------------------------------------
@@ -316,6 +315,23 @@ def test_a_login_begun_before_a_restart_ends_after_it(own_stack: StartStack) -> 
     assert_kept(stack, bob)
 
 
+def test_a_graceful_stop_finishes_the_login_in_progress(own_stack: StartStack) -> None:
+    stack = own_stack("envoy")
+    bob = stack.person("bob")
+    returned = bob.log_in(stack.url + "/page", until=CALLBACK)
+    stack.provider.hold("/token")
+    with ThreadPoolExecutor(1) as pool:
+        callback = pool.submit(bob.send, returned.location)
+        until(lambda: stack.provider.waiting("/token") == 1)
+        os.kill(stack.service.program.pid, signal.SIGTERM)
+        until(lambda: stack.service.probe("/healthz") == 0)
+        stack.provider.release("/token")
+        assert callback.result().location == stack.url + "/page"
+    stack.service.stop()
+    stack.service.start()
+    assert_kept(stack, bob)
+
+
 def test_workers_killed_under_load_log_nobody_out(own_stack: StartStack) -> None:
     stack = own_stack("envoy")
     people = [stack.logged_in(name) for name in ("alice", "bob", "carol")]
@@ -330,15 +346,14 @@ def test_workers_killed_under_load_log_nobody_out(own_stack: StartStack) -> None
             until(lambda person=person: get(stack, person) == 200)  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_H10_without_authservice_every_gateway_denies(own_stack: StartStack, marker: str, kind: str) -> None:
-    stack = own_stack(kind)
-    alice = stack.logged_in("alice")
-    stack.service.program.kill()
-    until(lambda: stack.service.probe("/healthz") == 0)
-    for person in (alice, stack.person()):
-        visit = person.send(stack.url + "/", headers=[("X-Marker", marker), ("kubeflow-userid", "evil")])
-        assert visit.answer.status in (403, 500, 502, 503)
-    assert stack.reached(marker) == []
-    stack.service.start()
-    assert_kept(stack, alice)
+def test_H10_without_authservice_every_gateway_denies(gated: Stack, marker: str) -> None:
+    alice = gated.logged_in("alice")
+    gated.service.program.kill_with_children()
+    try:
+        for person in (alice, gated.person()):
+            visit = person.send(gated.url + "/", headers=[("X-Marker", marker), ("kubeflow-userid", "evil")])
+            assert visit.answer.status in (403, 500, 502, 503)
+        assert gated.reached(marker) == []
+    finally:
+        gated.service.start()
+    assert_kept(gated, alice)

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.stack import Stack
-from tests.e2e.wire import Answer, build
+from tests.e2e.wire import Answer, exchange
 
 pytestmark = pytest.mark.external
 
@@ -150,7 +150,7 @@ def many(total: int, each: int) -> list[tuple[str, str]]:
 
 BIG = {
     "one cookie line": [("Cookie", "other=" + "v" * 20_000)],
-    "many lines": many(30_000, 300)[:95],
+    "many lines": many(30_000, 450),
     "few long lines": many(30_000, 7_000),
     "many cookies": [("Cookie", "; ".join(f"cookie{number}=value{number}" for number in range(1_200)))],
 }
@@ -176,7 +176,6 @@ def test_H11_larger_ones_are_refused_and_no_worker_is_lost(gated: Stack, marker:
     ours = ("Cookie", cookie_of(gated.one_logged_in(), gated))
     before = gated.service.workers()
     for _ in range(4):
-        # 502 and 0: a gateway that notices the closed connection before the answer.
         assert gated.request("GET", "/", [("X-Marker", marker), ours, *TOO_BIG[shape]]).status in (400, 431)
     assert gated.reached(marker) == []
     assert gated.service.workers() == before
@@ -195,11 +194,16 @@ def test_H11_K07_the_same_at_the_ports_themselves(enveloped: Stack, shape: str) 
     assert service.probe("/healthz") == 200
 
 
-def test_a_request_that_is_not_http_costs_no_worker(gated: Stack) -> None:
-    before = gated.service.workers()
-    for data in (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n", b"\r\n\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
-                 build("GET", "/", "") + b"\x00" * 10):
-        for port in (gated.service.judge_port, gated.service.site_port):
-            from tests.e2e.wire import exchange
-            assert exchange(port, data, seconds=40).status in (0, 400, 505)
-    assert gated.service.workers() == before
+@pytest.mark.xdist_group("e2e-envoy")
+def test_H11_a_request_that_is_not_http_costs_no_worker(enveloped: Stack) -> None:
+    before = enveloped.service.workers()
+    rubbish = [
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n", b"\r\n\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
+        b"\x00" * 100, b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+        b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
+    ]
+    for data in rubbish:
+        for port in (enveloped.service.judge_port, enveloped.service.site_port):
+            answer = exchange(port, data, half_close=True)
+            assert answer.status in (0, 400, 501, 505), (data, answer)
+    assert enveloped.service.workers() == before

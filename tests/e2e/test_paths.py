@@ -115,8 +115,10 @@ def normal(target: str) -> str:
     return re.sub(r"%[0-9a-fA-F]{2}", lambda found: found[0].upper(), target).replace("%7E", "~").rstrip("?")
 
 
-AWKWARD = ["//a", "//", "/a//b", "/a/../b", "/a/..", "/.", "/a/.", "/a;", "/a%2F", "/a/", "/%2e%2e/", "/authservice/verifyx",
-           "/a b".replace(" ", "%20"), "/index.html/", "/site", "/static/x"]
+AWKWARD = [
+    "//a", "//", "/a//b", "/a/../b", "/a/..", "/.", "/a/.", "/a;", "/a%2F", "/a/", "/%2e%2e/", "/a%20b", "/a%0Ab",
+    "/%0D%0A", "/a%00b", "/%ff", "/index.html/", "/site", "/site/homepage/", "/static/x", "/favicon.ico", "/?", "/a?/",
+]
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT", "TRACE", "BREW", "X-Y"]
 
 
@@ -176,7 +178,10 @@ NOT_PAGES = {
 def test_H08_S30_what_is_no_page_gets_401_and_no_cookie(gated: Stack, marker: str, kind: str) -> None:
     method = "POST" if kind == "grpc" else "GET"
     answer = gated.request(method, "/stream", [("X-Marker", marker), *NOT_PAGES[kind]])
-    assert answer.status == 401, answer
+    if kind == "grpc" and gated.kind == "envoy":  # Envoy says it in gRPC's own words: UNAUTHENTICATED
+        assert (answer.status, answer.header("grpc-status")) == (200, "16")
+    else:
+        assert answer.status == 401, answer
     assert answer.values("www-authenticate")
     assert answer.values("location") == []
     assert answer.values("set-cookie") == []

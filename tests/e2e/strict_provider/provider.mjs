@@ -12,7 +12,7 @@ import { createMemoryAdapter } from 'oidc-provider/lib/adapters/memory_adapter.j
 const settings = JSON.parse(process.env.STRICT_PROVIDER);
 const issuer = `http://127.0.0.1:${settings.port}`;
 const adapter = createMemoryAdapter(); // shared, so that a rotated provider still knows everybody
-const seen = { calls: {}, tokens: [], codes: [], revoked: [] };
+const seen = { calls: {}, tokens: [], codes: [] };
 const faults = new Map(); // path -> status
 const held = new Map(); // path -> functions that let a waiting request go on
 let keys = [newKey()];
@@ -61,14 +61,13 @@ function build() {
       if (ctx.body[kind]) seen.tokens.push(ctx.body[kind]);
     }
   });
-  for (const kind of ['access_token', 'refresh_token']) built.on(`${kind}.destroyed`, () => seen.revoked.push(kind));
   return built;
 }
 
 function claimsOf(id) {
   const { groups } = settings.people[id];
   return {
-    sub: `subject-of-${id}`,
+    sub: id,
     name: id,
     preferred_username: id,
     email: `${id}@example.org`,
