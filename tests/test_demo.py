@@ -313,7 +313,7 @@ def test_demo_check_drives_everything_through_envoy() -> None:
     """A proxy or a setting in the environment does not change it."""
     require("envoy")
     done = subprocess.run(
-        [sys.executable, "-m", "authservice_demo", "--check"], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "authservice_demo", "--check", "--free-ports"], capture_output=True, text=True, timeout=120,
         env={**ENVIRONMENT, "HTTP_PROXY": "http://127.0.0.1:9", "GROUPS_ALLOWLIST": "nobody"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -330,10 +330,10 @@ class Demo:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "authservice_demo"], stdout=output, stderr=output,
+                [sys.executable, "-m", "authservice_demo", "--free-ports"], stdout=output, stderr=output,
                 env={**ENVIRONMENT, "TMPDIR": str(scratch)},
             )  # fmt: skip
-        until(lambda: "Ctrl-C ends everything" in self.said() or self.process.poll() is not None, 60)
+        until(lambda: "Ctrl-C ends everything" in self.said() or self.process.poll() is not None, 90)
         assert self.process.poll() is None, self.said()
 
     def said(self) -> str:

@@ -21,11 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 after Ctrl-C or a check that held, 1 otherwise."""
     parser = argparse.ArgumentParser(prog="python -m authservice_demo", description=__doc__)
     parser.add_argument("--check", action="store_true", help="drive a login through it, then end")
+    parser.add_argument("--free-ports", action="store_true", help="leave the usual ports to others")
     options = parser.parse_args(arguments)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory(prefix="authservice-demo-") as folder:
-        stack = Stack(choose_ports(), Path(folder), say)
+        stack = Stack(choose_ports(options.free_ports), Path(folder), say)
         try:
             say("Starting the demo:")
             stack.start()

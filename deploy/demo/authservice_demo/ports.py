@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 import socket
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -30,10 +31,12 @@ def replace_ports(text: str, new: Mapping[int, int]) -> str:
     return re.sub(rf"(?<![\d.])(?:{numbers})(?!\d)", lambda found: str(new[int(found[0])]), text)
 
 
-def choose_ports() -> Ports:
-    """The usual ports where they are free. Nothing is reserved: start listening soon."""
+def choose_ports(avoid_usual: bool = False) -> Ports:
+    """The usual ports where they are free, or just free ones, so that two demos can start at
+    once. Nothing is reserved: start listening soon."""
     chosen: dict[str, int] = {}
-    for name, port in asdict(Ports()).items():
+    for name, usual in asdict(Ports()).items():
+        port = any_free() if avoid_usual else usual
         while port in chosen.values() or not _free(port):
             port = any_free()
         chosen[name] = port
@@ -63,6 +66,8 @@ def _listens(port: int) -> bool:
 
 
 def any_free() -> int:
-    with socket.socket() as attempt:
-        attempt.bind(("127.0.0.1", 0))
-        return attempt.getsockname()[1]
+    """A free port below those that the system gives to outgoing connections: one of these could
+    take it before anybody listens."""
+    while not _free(port := 20_000 + secrets.randbelow(12_000)):
+        pass
+    return port
