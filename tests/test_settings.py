@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -334,7 +341,9 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "SESSION_COOKIE_HTTPONLY": ("",),
     "SESSION_SAME_SITE": ("Loose", "lax ", "false"),
     "SECRET_KEY": ("short", "fifteen-letters"),
-    "CLIENT_PRIVATE_KEY": ("not a key", PEM.replace("\n", " ")),
+    "CLIENT_PRIVATE_KEY": ("not a key", PEM.replace("\n", " "), PEM.replace("MIIE", "AAAA"),
+                           PEM.replace("MIIE", "MIIEA"), PEM.replace("PRIVATE", "ENCRYPTED PRIVATE"),
+                           PEM.replace("PRIVATE", "PUBLIC"), PEM.removesuffix("-")),
     "IDTOKEN_AUTHN_ENABLED": ("",),
     "KUBERNETES_AUTHN_ENABLED": ("", "Auto"),
     "ACCESS_TOKEN_AUTHN_ENABLED": ("",),
@@ -462,7 +471,7 @@ def test_which_settings_are_secrets() -> None:
 
 def a_secret(name: str, body: str = "0123456789abcdef") -> str:
     return {
-        "CLIENT_PRIVATE_KEY": f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----",
+        "CLIENT_PRIVATE_KEY": f"-----BEGIN PRIVATE KEY-----\nMIIE{body}\n-----END PRIVATE KEY-----",
         "SESSION_STORE_REDIS_ADDR": f"redis://ann:{body}@redis.example:6379/3",
     }.get(name, f"secret {body}")
 
@@ -589,6 +598,17 @@ def test_nothing_to_derive_the_key_of_logins_from_is_a_problem() -> None:
 def test_a_short_client_secret_is_a_weak_key() -> None:
     assert any(line.startswith("CLIENT_SECRET: shorter") for line in warnings(CLIENT_SECRET="secret"))
     assert warnings(CLIENT_SECRET="secret", SECRET_KEY="k" * 16) == ()
+
+
+@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL], ids=str)
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_real_private_keys_are_taken(form: PrivateFormat, ending: str) -> None:
+    keys = (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048))
+    for key in keys:
+        pem = key.private_bytes(Encoding.PEM, form, NoEncryption()).decode().replace("\n", ending)
+        assert value("CLIENT_PRIVATE_KEY", pem).reveal() == pem
+        locked = key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"pw")).decode()
+        assert "passphrase" in only_problem(CLIENT_PRIVATE_KEY=locked)
 
 
 def test_private_key_jwt_needs_a_private_key() -> None:

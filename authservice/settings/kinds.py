@@ -8,6 +8,7 @@ shown. Kinds know nothing of each other and of no particular setting; the table 
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -291,13 +292,30 @@ def _bind_host(text: str) -> str:
 BIND_HOST = optional(Kind(_bind_host, "a host name or an IP address, without port"))
 
 
+_PEM_KEY = re.compile(
+    r"-----BEGIN (RSA |EC |)PRIVATE KEY-----[\r\n]+([A-Za-z0-9+/=\s]+)-----END \1PRIVATE KEY-----"
+)
+
+
 def _pem(text: str) -> Secret:
-    if text and not re.search(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\r\n]", text):
+    """RFC 7468, as far as it can be told without looking into the key."""
+    if not text:
+        return Secret("")
+    if "ENCRYPTED" in text:
+        raise ValueError("a private key with a passphrase")
+    match = _PEM_KEY.search(text)
+    if match is None:
         raise ValueError("no private key in PEM form, or one that lost its line breaks")
+    try:
+        der = b64decode("".join(match[2].split()), validate=True)
+    except ValueError:
+        der = b""
+    if not der.startswith(b"\x30"):
+        raise ValueError("a private key that was damaged")
     return Secret(text)
 
 
-PRIVATE_KEY = Kind(_pem, "the whole text of a PEM file, line breaks included; a file can be named instead")
+PRIVATE_KEY = Kind(_pem, "the whole text of a PEM file, line breaks included")
 
 
 def at_least(length: int) -> Kind:
