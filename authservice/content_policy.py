@@ -116,7 +116,9 @@ class _InlineReader(HTMLParser):
             self._refuse("a script from a file is not admitted; write it into the template")
         for name in sorted(names):
             if name == "style":
-                self._refuse("a style attribute is not admitted; use a style element or the theme's styles.css")
+                self._refuse(
+                    "a style attribute is not admitted; use a style element or styles.css"
+                )
             elif name.startswith("on"):
                 self._refuse(f"an {name} attribute is not admitted; use a script element")
 
@@ -130,8 +132,11 @@ class _InlineReader(HTMLParser):
         self._element, text = None, "".join(self._text)
         if HOLE in text:
             self.refused.append(
-                (self._line, f"a {tag} element with an expression in it is not admitted; "
-                 "put the value into an attribute of another element")
+                (
+                    self._line,
+                    f"a {tag} element with an expression in it is not admitted; "
+                    "put the value into an attribute of another element",
+                )
             )
         elif tag == "style":
             self.styles.add(_digest(text))

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import posixpath
 import re
+import string
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 NEUTRAL = "about:invalid"
 """Takes the place of a configured address that a page must not use, such as ``javascript:…``."""
 
-_NEVER_IN_AN_ADDRESS = re.compile(r"[\x00-\x20\x7f\\]")
+# In front of the query, browsers read a backslash as a slash.
+_NEVER_IN_AN_ADDRESS = re.compile(r"[\x00-\x20\x7f]|^[^?#]*\\")
 _BAD_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_UNQUOTED = ":/?#[]@!$&'()*+,;=%-._~"
+_IN_A_PATH = "/@!$&'()*+,;=%:-._~"
 
 
 def usable(url: str) -> str:
     """The address when a page may link to it, else nothing: http, https or relative. Blanks,
-    control characters and backslashes are refused: browsers read them otherwise than they look."""
+    control characters and most backslashes are refused: browsers read them otherwise than they look."""
     if _NEVER_IN_AN_ADDRESS.search(url):
         return ""
     try:
@@ -54,9 +56,9 @@ def theme_url(themes_url: str, theme: str) -> str:
     parts = urlsplit(themes_url)
     folder = parts.path or ("/" if parts.netloc else "")
     path = posixpath.normpath(posixpath.join(folder, theme.lstrip("/")))
-    return urlunsplit(parts._replace(path=quote(path, safe=_UNQUOTED)))
+    return urlunsplit(parts._replace(path=quote(path, safe=_IN_A_PATH)))
 
 
 def ascii_url(url: str) -> str:
-    """The address with everything percent-encoded that a header's value cannot hold."""
-    return quote(url, safe=_UNQUOTED)
+    """The address byte for byte, but for what a header's value cannot hold: that is percent-encoded."""
+    return quote(url, safe=string.punctuation)

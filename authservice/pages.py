@@ -44,7 +44,13 @@ _GO_CONSTRUCT = re.compile(r"\{\{-?\s*(?:\.|\$|(?:template|index|range|with|defi
 _BIDI_CONTROLS = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 # What a template's author can get wrong in an expression, beside Jinja's own errors.
 _TEMPLATE_FAULTS = (
-    TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    TemplateError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
 )
 _log = logging.getLogger(__name__)
 
@@ -108,7 +114,9 @@ class Pages:
         if problems:
             raise TemplateProblems(problems)
         self.warnings = (
-            *self._templates.warnings, *self._theme_files.warnings, *self._theme_warnings(themes_url, theme)
+            *self._templates.warnings,
+            *self._theme_files.warnings,
+            *self._theme_warnings(themes_url, theme),
         )
         self._homepage = self._render("homepage", {}, forms=(self._provider_url,))
         self._after_logout = self._render("after_logout", {}, forms=(self._provider_url,))
@@ -170,31 +178,39 @@ class Pages:
         }
         return self._anywhere("error", values)
 
-    def onward(self, url: str) -> Page:
-        """«You are logged out», which takes the browser on to ``url`` by itself.
+    def onward(self, url: str, *, heading: str = "One moment") -> Page:
+        """A page that takes the browser on to ``url`` by itself, where a redirect would not do.
 
-        The answer to a POSTed logout form that ends on another origin. A redirect would not get
-        there: browsers hold it against the form's own ``form-action`` (CSP3 §6.4.1).
+        After a POSTed form, browsers hold a redirect to another origin against the form's page
+        and its ``form-action`` (CSP3 §6.4.1). After a redirect from another site, they leave a
+        ``SameSite=Strict`` cookie out. An address that no page may link to becomes ``/``.
         """
-        target = usable(url)
-        page = self._anywhere("onward", {"WayOnURL": target})
-        if not target:
-            return page
-        header = ("Refresh", f"0; url={ascii_url(target)}")
-        return Page(page.body, (*page.headers, header))
+        target = usable(url) or "/"
+        page = self._anywhere("onward", {"WayOnURL": target, "Heading": _plain(heading)})
+        return Page(page.body, (*page.headers, ("Refresh", f"0; url={ascii_url(target)}")))
 
     def theme_file(self, path: str) -> ThemeFile | None:
         """A theme's file by its path below ``…/site/themes/``, or ``None``."""
         return self._theme_files.get(path)
 
     def _anywhere(
-        self, name: str, values: Mapping[str, Any], *, forms: Iterable[str] = (), referrer: str = "no-referrer"
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        *,
+        forms: Iterable[str] = (),
+        referrer: str = "no-referrer",
     ) -> Page:
         values = {"ThemeURL": self._rooted_theme_url, **values}
         return self._render(name, values, forms=forms, referrer=referrer)
 
     def _render(
-        self, name: str, values: Mapping[str, Any], *, forms: Iterable[str] = (), referrer: str = "no-referrer"
+        self,
+        name: str,
+        values: Mapping[str, Any],
+        *,
+        forms: Iterable[str] = (),
+        referrer: str = "no-referrer",
     ) -> Page:
         """A template that fails after all, on values that were not tried, is replaced by the
         built-in one: a refusal stays a refusal, with its page."""
@@ -214,9 +230,17 @@ class Pages:
         """Render every page with all values and with none: what a template gets wrong about
         names, it gets wrong here."""
         full = {
-            "Sentence": "A sentence.", "UserID": "someone", "Groups": ["a", "b"], "GroupsLeftOut": 1,
-            "LogoutURL": "/logout", "HomeURL": "/", "RequestID": "1", "Status": 403, "Heading": "A heading",
-            "WayOnURL": "/", "WayOnLabel": "Go on",
+            "Sentence": "A sentence.",
+            "UserID": "someone",
+            "Groups": ["a", "b"],
+            "GroupsLeftOut": 1,
+            "LogoutURL": "/logout",
+            "HomeURL": "/",
+            "RequestID": "1",
+            "Status": 403,
+            "Heading": "A heading",
+            "WayOnURL": "/",
+            "WayOnLabel": "Go on",
         }
         bare = {**dict.fromkeys(full, ""), "Groups": [], "GroupsLeftOut": 0, "Status": 500}
         problems = []

@@ -35,7 +35,10 @@ MAX_BYTES = 4 * 1024 * 1024
 
 _HEADERS = (
     # An SVG opened as a page of its own must not run anything; style sheets and images ignore this.
-    ("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"),
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; style-src 'unsafe-inline'; sandbox",
+    ),
     ("X-Content-Type-Options", "nosniff"),
     ("Referrer-Policy", "no-referrer"),
     ("Cache-Control", "public, max-age=300"),

@@ -15,6 +15,7 @@ from authservice.pages import GROUPS_SHOWN, Page, Pages, TemplateProblems, built
 
 HOSTILE = "</title></style><script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}&lt;\x00\u202e"
 RID = "7f3a9c52-6b1e-4d0f-9a57-2c1f0e8d4b63"
+DOCUMENTATION = Path(__file__).parents[1] / "docs" / "templates.md"
 VARIANTS = ("gitlab/auto_logout", "gitlab/button_logout")
 
 
@@ -67,8 +68,11 @@ def all_pages(pages: Pages) -> dict[str, Page]:
         "homepage": pages.homepage(),
         "after_logout": pages.after_logout(),
         "denied": pages.denied(
-            user_id="ada@example.org", groups=["a", "b"], logout_url="/authservice/logout",
-            home_url="/authservice/site/homepage", request_id=RID,
+            user_id="ada@example.org",
+            groups=["a", "b"],
+            logout_url="/authservice/logout",
+            home_url="/authservice/site/homepage",
+            request_id=RID,
         ),
         "error": pages.error(502, "A sentence.", request_id=RID, way_on_url="/", way_on_label="Start again"),
         "onward": pages.onward("/authservice/site/after_logout"),
@@ -77,7 +81,9 @@ def all_pages(pages: Pages) -> dict[str, Page]:
 
 def every_shipped_page() -> list[Page]:
     found = list(all_pages(Pages(provider_url="https://gitlab.example")).values())
-    found += [Pages(provider_url="https://gitlab.example", template_paths=[v]).after_logout() for v in VARIANTS]
+    found += [
+        Pages(provider_url="https://gitlab.example", template_paths=[v]).after_logout() for v in VARIANTS
+    ]
     return found
 
 
@@ -134,8 +140,9 @@ def test_every_status_has_a_page(status: int) -> None:
 
 
 def test_onward_takes_the_browser_on_by_itself_and_by_a_link() -> None:
-    page = Pages().onward("https://op.example/end?a=b;c&d=é\u2028")
+    page = Pages().onward("https://op.example/end?a=b;c&d=é\u2028", heading="You are logged out")
     assert header(page, "Refresh") == "0; url=https://op.example/end?a=b;c&d=%C3%A9%E2%80%A8"
+    assert "You are logged out" in Markup(page).text
     assert Markup(page).values("a", "href") == ["https://op.example/end?a=b;c&d=é\u2028"]
 
 
@@ -149,8 +156,12 @@ def test_B20_hostile_words_stay_words_on_every_page() -> None:
         "homepage": pages.homepage(),
         "after_logout": pages.after_logout(),
         "denied": pages.denied(
-            user_id=HOSTILE, groups=[HOSTILE, HOSTILE], sentence=HOSTILE, logout_url="/" + HOSTILE.replace(" ", "+"),
-            home_url=HOSTILE, request_id=HOSTILE,
+            user_id=HOSTILE,
+            groups=[HOSTILE, HOSTILE],
+            sentence=HOSTILE,
+            logout_url="/" + HOSTILE.replace(" ", "+"),
+            home_url=HOSTILE,
+            request_id=HOSTILE,
         ),
         "error": pages.error(502, HOSTILE, request_id=HOSTILE, way_on_url="/", way_on_label=HOSTILE),
     }
@@ -180,18 +191,33 @@ def test_environment_values_that_are_not_utf8_are_shown_somehow() -> None:
     assert b"Welcome to" in Pages(client_name=name).homepage().body
 
 
-@pytest.mark.parametrize("url", ["javascript:alert(1)", "JaVaScRiPt:alert(1)", "data:text/html,x", "java\tscript:x",
-                                 " javascript:x", "vbscript:x", "https://[", "https:evil.example", "\\\\evil"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "javascript:alert(1)",
+        "JaVaScRiPt:alert(1)",
+        "data:text/html,x",
+        "java\tscript:x",
+        " javascript:x",
+        "vbscript:x",
+        "https://[",
+        "https:evil.example",
+        "\\\\evil",
+    ],
+)
 def test_addresses_that_run_or_mislead_are_never_on_a_page(url: str) -> None:
     pages = Pages(themes_url=url, provider_url=url, template_paths=["gitlab/auto_logout"])
     pages_with_it = [
-        pages.homepage(), pages.after_logout(), pages.onward(url),
-        pages.denied(logout_url=url, home_url=url), pages.error(400, "x", way_on_url=url),
+        pages.homepage(),
+        pages.after_logout(),
+        pages.onward(url),
+        pages.denied(logout_url=url, home_url=url),
+        pages.error(400, "x", way_on_url=url),
     ]
     for page in pages_with_it:
         assert url.encode() not in page.body
         assert url not in str(page.headers)
-        assert "Refresh" not in dict(page.headers)
+        assert dict(page.headers).get("Refresh", "0; url=/") == "0; url=/"
     assert any(line.startswith("THEMES_URL") for line in pages.warnings)
 
 
@@ -210,9 +236,17 @@ def test_H12_L14_every_page_is_unstored_unframed_and_strict(name: str) -> None:
     # Under no-referrer a browser sends the logout form with «Origin: null», and the proof is gone.
     assert headers["Referrer-Policy"] == ("same-origin" if name == "denied" else "no-referrer")
     found = policy(page)
-    assert found["default-src"] == found["script-src"] == found["base-uri"] == found["frame-ancestors"] == ["'none'"]
+    assert (
+        found["default-src"]
+        == found["script-src"]
+        == found["base-uri"]
+        == found["frame-ancestors"]
+        == ["'none'"]
+    )
     assert found["form-action"] == ["'self'"]
-    assert not {"'unsafe-inline'", "'unsafe-hashes'", "'unsafe-eval'", "*", "https:"} & set(sum(found.values(), []))
+    assert not {"'unsafe-inline'", "'unsafe-hashes'", "'unsafe-eval'", "*", "https:"} & set(
+        sum(found.values(), [])
+    )
 
 
 def test_policy_admits_exactly_the_inline_code_that_is_there() -> None:
@@ -228,9 +262,9 @@ def test_policy_admits_exactly_the_inline_code_that_is_there() -> None:
 
 
 def test_only_the_automatic_variant_has_a_script() -> None:
-    assert [len([1 for tag, _ in Markup(page).inline if tag == "script"]) for page in every_shipped_page()] == [
-        0, 0, 0, 0, 0, 1, 0
-    ]
+    assert [
+        len([1 for tag, _ in Markup(page).inline if tag == "script"]) for page in every_shipped_page()
+    ] == [0, 0, 0, 0, 0, 1, 0]
 
 
 def test_text_that_becomes_a_script_in_a_careless_template_is_not_admitted(tmp_path: Path) -> None:
@@ -251,7 +285,8 @@ def test_inline_code_is_admitted_through_includes_and_from_windows_files(tmp_pat
 
 def test_markup_that_the_policy_stops_is_a_warning_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "homepage.html").write_text(
-        "<p>\n<b style='color:red' onclick='x()'>\n<script src='a.js'></script>\n<script>x('{{ ClientName }}')</script>"
+        "<p>\n<b style='color:red' onclick='x()'>\n<script src='a.js'></script>\n"
+        "<script>x('{{ ClientName }}')</script>"
     )
     warnings = Pages(template_paths=[str(tmp_path)]).warnings
     file = tmp_path / "homepage.html"
@@ -261,17 +296,25 @@ def test_markup_that_the_policy_stops_is_a_warning_with_its_line(tmp_path: Path)
 
 def test_theme_is_found_beside_the_page_and_from_any_path() -> None:
     pages = all_pages(Pages(site_url="/auth/site/"))
-    for name, base in [("homepage", ""), ("after_logout", ""), ("denied", "/auth/site/"), ("error", "/auth/site/")]:
+    for name, base in [
+        ("homepage", ""),
+        ("after_logout", ""),
+        ("denied", "/auth/site/"),
+        ("error", "/auth/site/"),
+    ]:
         assert f"{base}themes/kubeflow/styles.css" in Markup(pages[name]).values("link", "href")
         assert Markup(pages[name]).values("img", "src") == [f"{base}themes/kubeflow/logo.svg"]
 
 
 @pytest.mark.parametrize("name", ["homepage", "denied"])
-@pytest.mark.parametrize("themes_url, source", [
-    ("https://cdn.example:8443/t?x=1", "https://cdn.example:8443"),
-    ("//cdn.example/t", "cdn.example"),
-    ("https://user:word@münchen.example/t", "https://xn--mnchen-3ya.example"),
-])
+@pytest.mark.parametrize(
+    "themes_url, source",
+    [
+        ("https://cdn.example:8443/t?x=1", "https://cdn.example:8443"),
+        ("//cdn.example/t", "cdn.example"),
+        ("https://user:word@münchen.example/t", "https://xn--mnchen-3ya.example"),
+    ],
+)
 def test_a_theme_elsewhere_is_admitted_by_its_origin_alone(name: str, themes_url: str, source: str) -> None:
     found = policy(all_pages(Pages(themes_url=themes_url))[name])
     assert found["style-src"][:2] == ["'self'", source]
@@ -314,8 +357,10 @@ def _colours(css: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _luminance(colour: str) -> float:
-    parts = (int(colour[at:at + 2], 16) / 255 for at in (1, 3, 5))
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    parts = (int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5))
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
@@ -332,23 +377,40 @@ def test_contrast_is_AA_everywhere(scheme: int, themed: bool) -> None:
     colours = dict(_colours((folder / "default/style.html").read_text())[scheme])
     if themed:
         colours |= _colours((folder / "themes/kubeflow/styles.css").read_text())[scheme]
-    text = [("ink", "page"), ("ink", "card"), ("ink-soft", "card"), ("ink", "chip"), ("on-accent", "accent"),
-            ("on-accent", "accent-hover"), ("accent", "card"), ("accent-hover", "card")]
+    text = [
+        ("ink", "page"),
+        ("ink", "card"),
+        ("ink-soft", "card"),
+        ("ink", "chip"),
+        ("on-accent", "accent"),
+        ("on-accent", "accent-hover"),
+        ("accent", "card"),
+        ("accent-hover", "card"),
+    ]
     for ink, ground in text:
         assert _contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
-    for mark, ground in [("accent", "page"), ("accent", "card"), ("done", "done-wash"), ("stop", "stop-wash")]:
+    for mark, ground in [
+        ("accent", "page"),
+        ("accent", "card"),
+        ("done", "done-wash"),
+        ("stop", "stop-wash"),
+    ]:
         assert _contrast(colours[mark], colours[ground]) >= 3, (mark, ground)
 
 
 def test_layout_follows_the_direction_of_writing() -> None:
     css = (built_in_templates() / "default" / "style.html").read_text()
-    assert not re.search(r"(margin|padding|border)-(left|right)|[^-](left|right):|text-align: (left|right)", css)
+    assert not re.search(
+        r"(margin|padding|border)-(left|right)|[^-](left|right):|text-align: (left|right)", css
+    )
 
 
 def test_shipped_artwork_carries_no_code_and_loads_nothing() -> None:
     for file in (built_in_templates() / "themes").rglob("*.*"):
         text = file.read_text()
-        assert not re.search(r"<script|\bon[a-z]+=|href|@import|https?://(?!www\.w3\.org/2000/svg)", text), file
+        assert not re.search(r"<script|\bon[a-z]+=|href|@import|https?://(?!www\.w3\.org/2000/svg)", text), (
+            file
+        )
         assert set(re.findall(r"url\(\"?([^)\"]+)", text)) <= {"bg.svg"}
 
 
@@ -358,14 +420,18 @@ def test_shipped_artwork_carries_no_code_and_loads_nothing() -> None:
 def test_context_is_the_original_one(tmp_path: Path) -> None:
     (tmp_path / "homepage.html").write_text(
         "{{ ClientName }}|{{ ThemeURL }}|{{ ProviderURL }}|{{ Frontend['KEY'] }}|{{ Frontend.KEY }}"
-        "|{{ resolve_url_ref(ProviderURL, '/users/sign_out') }}|{{ Frontend['NOT_SET'] }}|{{ Frontend.NOT_SET }}|"
+        "|{{ resolve_url_ref(ProviderURL, '/users/sign_out') }}"
+        "|{{ Frontend['NOT_SET'] }}|{{ Frontend.NOT_SET }}|"
     )
     pages = Pages(
-        template_paths=[str(tmp_path)], client_name="C", provider_url="https://op.example/realm",
+        template_paths=[str(tmp_path)],
+        client_name="C",
+        provider_url="https://op.example/realm",
         frontend={"KEY": "https://x/?a=b"},
     )
     assert pages.homepage().body.decode() == (
-        "C|themes/kubeflow|https://op.example/realm|https://x/?a=b|https://x/?a=b|https://op.example/users/sign_out|||"
+        "C|themes/kubeflow|https://op.example/realm|https://x/?a=b|https://x/?a=b"
+        "|https://op.example/users/sign_out|||"
     )
 
 
@@ -391,7 +457,12 @@ def test_a_template_may_build_on_the_built_in_base(tmp_path: Path) -> None:
 
 
 def test_folders_of_the_original_and_of_the_package_are_found_by_name() -> None:
-    for name in ("default", "web/templates/default", "gitlab/auto_logout", "web/templates/gitlab/button_logout"):
+    for name in (
+        "default",
+        "web/templates/default",
+        "gitlab/auto_logout",
+        "web/templates/gitlab/button_logout",
+    ):
         Pages(template_paths=[name])
 
 
@@ -407,7 +478,10 @@ def test_every_fault_of_every_template_is_listed_at_once(tmp_path: Path) -> None
     assert str(caught.value) == "\n".join(problems)
     assert all(line.startswith("TEMPLATE_PATH: ") for line in problems)
     expected = [
-        "no folder /does/not/exist", "after_logout.html:1: ", "denied.html: not UTF-8", "homepage.html:2: ",
+        "no folder /does/not/exist",
+        "after_logout.html:1: ",
+        "denied.html: not UTF-8",
+        "homepage.html:2: ",
         "unused.html:1: ",
     ]
     assert len(problems) == len(expected)
@@ -416,14 +490,17 @@ def test_every_fault_of_every_template_is_listed_at_once(tmp_path: Path) -> None
     assert "Go template" in problems[1] and "Go template" not in problems[3]
 
 
-@pytest.mark.parametrize("text, line", [
-    ("<p>\n{{ ClientNane }}", 2),
-    ("{{ end }}", 1),
-    ("\n\n{% include 'missing.html' %}", 3),
-    ("{{ 1 / 0 }}", 1),
-    ("{{ 'a' + 1 }}", 1),
-    ("{{ Groups.nope.x }}", 1),
-])
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("<p>\n{{ ClientNane }}", 2),
+        ("{{ end }}", 1),
+        ("\n\n{% include 'missing.html' %}", 3),
+        ("{{ 1 / 0 }}", 1),
+        ("{{ 'a' + 1 }}", 1),
+        ("{{ Groups.nope.x }}", 1),
+    ],
+)
 @pytest.mark.parametrize("name", ["homepage", "error", "denied"])
 def test_names_that_do_not_exist_are_found_at_start(tmp_path: Path, name: str, text: str, line: int) -> None:
     (tmp_path / f"{name}.html").write_text(text)
@@ -462,7 +539,8 @@ def test_a_template_carried_over_from_the_original_by_syntax_alone(tmp_path: Pat
         '{% include "header.html" %}\n<body><div class="wrapper"><header class="header">'
         '<img src="{{ ThemeURL }}/logo.svg"></header><main class="main"><div class="box">'
         '<div class="box-content">Bye from {{ ClientName }}</div>'
-        '<form class="button-wrapper" action="{{ resolve_url_ref(ProviderURL, "/users/sign_out") }}" method="post">'
+        '<form class="button-wrapper" method="post"'
+        ' action="{{ resolve_url_ref(ProviderURL, "/users/sign_out") }}">'
         '<input class="button uppercase" type="submit" value="Log out"></form></div></main></div></body>\n'
         '{% include "footer.html" %}'
     )
@@ -508,3 +586,50 @@ def test_an_unknown_theme_is_a_warning() -> None:
     assert Pages().warnings == ()
     [warning] = Pages(theme="mine").warnings
     assert "mine/styles.css" in warning
+
+
+# The documentation
+
+
+def _documented(language: str) -> list[str]:
+    text = DOCUMENTATION.read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_documented_templates_work_without_a_warning(tmp_path: Path) -> None:
+    examples = _documented("jinja")
+    assert len(examples) == 2
+    for number, text in enumerate(examples):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (folder / "homepage.html").write_text(text)
+        pages = Pages(template_paths=[str(folder)], frontend={"SUPPORT": "https://help.example/"})
+        assert pages.warnings == ()
+        assert Markup(pages.homepage()).tags.count("h1") == 1
+
+
+def test_documented_translation_of_go_constructs_works(tmp_path: Path) -> None:
+    text = DOCUMENTATION.read_text()
+    rows = re.findall(r"^\| `\{\{.*? \| (`\{.*`) \|$", text, re.MULTILINE)
+    assert len(rows) == 16
+    ours = [part.replace("\\|", "|") for row in rows for part in re.findall(r"`(\{.*?\})`", row)]
+    whole = [part for part in ours if part.startswith(("{{", "{#")) and "…" not in part and "box" not in part]
+    whole += [
+        part.replace("elif X", "elif Frontend['X']") for part in ours if "{% end" in part or "{% set" in part
+    ]
+    assert len(whole) >= 12
+    (tmp_path / "homepage.html").write_text("\n".join(whole))
+    Pages(template_paths=[str(tmp_path)])
+
+
+def test_documented_theme_has_enough_contrast() -> None:
+    [css] = _documented("css")
+    light, dark = _colours(css.replace("#fff;", "#ffffff;"))
+    for colours in (light, dark):
+        for ink, ground in [
+            ("ink", "card"),
+            ("ink-soft", "card"),
+            ("on-accent", "accent"),
+            ("accent", "card"),
+        ]:
+            assert _contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)

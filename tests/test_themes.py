@@ -11,14 +11,44 @@ from authservice.pages import Pages
 from authservice.themes import CONTENT_TYPES, MAX_BYTES, ThemeFiles
 
 TRAVERSALS = [
-    "", ".", "..", "/", "kubeflow", "kubeflow/", "kubeflow/.", "kubeflow/..", "../default/base.html",
-    "../../authservice/pages.py", "kubeflow/../../default/base.html", "kubeflow/../kubeflow/styles.css",
-    "./kubeflow/styles.css", "kubeflow//styles.css", "/kubeflow/styles.css", "kubeflow/styles.css/",
-    "kubeflow\\styles.css", "..\\..\\setup.cfg", "kubeflow/styles.css\x00.svg", "kubeflow/styles.css%00",
-    "%2e%2e/default/base.html", "kubeflow%2fstyles.css", "kubeflow/styles.css;x", "kubeflow/styles.css?x",
-    "KUBEFLOW/styles.css", "kubeflow/STYLES.CSS", "kubeflow/styles.css ", "/etc/passwd", "//etc/passwd",
-    "....//....//etc/passwd", "kubeflow/.hidden.css", ".hidden/x.css", "kubeflow/styles", "C:/x.css", "~/x.css",
-    "kubeflow/\u2025/\u2025/setup.cfg", "file:///etc/passwd", "kubeflow/styles.css\n",
+    "",
+    ".",
+    "..",
+    "/",
+    "kubeflow",
+    "kubeflow/",
+    "kubeflow/.",
+    "kubeflow/..",
+    "../default/base.html",
+    "../../authservice/pages.py",
+    "kubeflow/../../default/base.html",
+    "kubeflow/../kubeflow/styles.css",
+    "./kubeflow/styles.css",
+    "kubeflow//styles.css",
+    "/kubeflow/styles.css",
+    "kubeflow/styles.css/",
+    "kubeflow\\styles.css",
+    "..\\..\\setup.cfg",
+    "kubeflow/styles.css\x00.svg",
+    "kubeflow/styles.css%00",
+    "%2e%2e/default/base.html",
+    "kubeflow%2fstyles.css",
+    "kubeflow/styles.css;x",
+    "kubeflow/styles.css?x",
+    "KUBEFLOW/styles.css",
+    "kubeflow/STYLES.CSS",
+    "kubeflow/styles.css ",
+    "/etc/passwd",
+    "//etc/passwd",
+    "....//....//etc/passwd",
+    "kubeflow/.hidden.css",
+    ".hidden/x.css",
+    "kubeflow/styles",
+    "C:/x.css",
+    "~/x.css",
+    "kubeflow/\u2025/\u2025/setup.cfg",
+    "file:///etc/passwd",
+    "kubeflow/styles.css\n",
 ]
 
 
@@ -35,7 +65,9 @@ def write(file: Path, body: bytes = b"x") -> Path:
 
 def test_U52_the_shipped_theme_is_served(shipped: Pages) -> None:
     for name, content_type in [
-        ("styles.css", "text/css; charset=utf-8"), ("logo.svg", "image/svg+xml"), ("bg.svg", "image/svg+xml")
+        ("styles.css", "text/css; charset=utf-8"),
+        ("logo.svg", "image/svg+xml"),
+        ("bg.svg", "image/svg+xml"),
     ]:
         file = shipped.theme_file(f"kubeflow/{name}")
         assert file is not None
@@ -73,7 +105,19 @@ def test_own_files_win_one_by_one(tmp_path: Path) -> None:
 
 
 def test_only_known_kinds_are_served(tmp_path: Path) -> None:
-    for suffix in (*CONTENT_TYPES, ".html", ".js", ".mjs", ".xml", ".txt", ".json", "", ".css.bak", ".php", ".map"):
+    for suffix in (
+        *CONTENT_TYPES,
+        ".html",
+        ".js",
+        ".mjs",
+        ".xml",
+        ".txt",
+        ".json",
+        "",
+        ".css.bak",
+        ".php",
+        ".map",
+    ):
         write(tmp_path / f"t/file{suffix}")
     files = ThemeFiles([tmp_path])
     assert {suffix for suffix in CONTENT_TYPES if f"t/file{suffix}" in files} == set(CONTENT_TYPES)
