@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit
 
 import flask
 from flask import Blueprint, Response, request
@@ -19,7 +19,7 @@ from flask import Blueprint, Response, request
 from authservice.authn.bearer import bearer_credential
 from authservice.check import Reach, RequestParts
 from authservice.entrance import ROUNDS_WINDOW, Entrance, Rounds, short_cookie
-from authservice.errors import AuthServiceError, IdentityUnusable, LoginNotOurs, NotReady, Refused, StoreDown
+from authservice.errors import AuthServiceError, IdentityUnusable, LoginNotOurs, Refused
 from authservice.gateways import Trust, original_uri
 from authservice.identity import AuthMethod, ClaimRules, Identity, IdentityHeaders, from_claims
 from authservice.judge import parts_of, response
@@ -164,17 +164,19 @@ class Site:
                 status,
                 error.public,
                 request_id=str(fields["request_id"]),
-                way_on_url=self.rules.login_path,
+                way_on_url=self._start_again(query),
                 way_on_label="Log in again",
             ),
             status,
         )
         if status == 503:
             answer.headers["Retry-After"] = "5"
-        used_up = self._flow.cookie_name(query)
-        if used_up and not isinstance(error, (LoginNotOurs, NotReady, StoreDown)):
-            self._drop_cookie(answer, used_up)
         return answer
+
+    def _start_again(self, query: str) -> str:
+        """The start of another login, to the same page where the refused one tells it."""
+        address = self._flow.return_address(query) if query else None
+        return f"{self.rules.login_path}?rd={quote(address, safe='')}" if address else self.rules.login_path
 
     # --- starting a login ---------------------------------------------------------------------
 

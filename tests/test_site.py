@@ -67,6 +67,7 @@ class TestCallback:
         attackers = browser.begin()
         victim = make_browser(browser.app)
         victim.begin()
+        assert_refused(victim, victim.get(attackers), 400)
         (own,) = victim.pending
         (theirs,) = browser.pending
         victim.jar[theirs] = victim.jar[own]
@@ -136,15 +137,41 @@ class TestCallback:
         assert browser.get("/").status == 200
 
     def test_s31_k07_thirty_tabs_and_never_more_than_six_login_cookies(self, browser: Browser) -> None:
-        callbacks = []
-        for number in range(30):
-            callbacks.append(browser.begin(f"/tab/{number}"))
-            assert len(browser.pending) <= 6
-        assert sum(len(name) + len(browser.jar[name]) for name in browser.pending) < 8192
-        browser.get(callbacks[-1])
-        for number, callback in enumerate(callbacks[:-1]):
+        callbacks = [browser.begin(f"/tab/{number}") for number in range(30)]
+        assert len(browser.pending) == 1, "one cookie binds them all"
+        for number, callback in enumerate(callbacks):
             assert path_of(browser.get(callback).header("Location")) == f"/tab/{number}"
         assert browser.get("/").status == 200
+
+    def test_s31_any_of_thirty_tabs_can_be_the_one_that_logs_in(self, browser: Browser) -> None:
+        callbacks = [browser.begin(f"/tab/{number}") for number in range(30)]
+        assert path_of(browser.get(callbacks[0]).header("Location")) == "/tab/0"
+        assert browser.get("/").status == 200
+
+    def test_s31_tabs_that_started_without_seeing_each_others_cookie(self, browser: Browser) -> None:
+        sent = []
+        for number in range(30):
+            jar, browser.jar = browser.jar, {}
+            sent.append(browser.begin(f"/tab/{number}"))
+            browser.jar = {**jar, **browser.jar}
+        callback = browser.begin("/last")
+        assert len(browser.pending) <= 6
+        assert path_of(browser.get(callback).header("Location")) == "/last"
+        for number, late in enumerate(sent):
+            assert path_of(browser.get(late).header("Location")) == f"/tab/{number}"
+        assert not browser.pending or len(browser.pending) <= 6
+
+    def test_a_refused_login_can_start_again_to_the_same_page(self, browser: Browser, clock: Clock) -> None:
+        callback = browser.begin("/page?x=1")
+        clock.advance(minutes=11)
+        assert "/authservice/login?rd=%2Fpage%3Fx%3D1" in browser.get(callback).text
+
+    def test_s02_a_long_deep_link_comes_back_whole(self, browser: Browser) -> None:
+        target = "/long?" + "x=%2F&" * 300
+        callback = browser.begin(target)
+        browser.begin("/another")
+        assert max(len(name) + len(value) for name, value in browser.jar.items()) < 4096
+        assert path_of(browser.get(callback).header("Location")) == target
 
     def test_f18_a_login_over_another_persons_session_replaces_it(self, browser: Browser) -> None:
         browser.log_in()
@@ -175,10 +202,8 @@ class TestCallback:
     ) -> None:
         browser.provider.misbehave(misbehaviour)
         callback = browser.begin()
-        answer = browser.get(callback)
-        assert not browser.pending, "the pending login is used up (R5)"
-        assert_refused(browser, answer, status)
-        assert browser.get(callback).status == 400
+        assert_refused(browser, browser.get(callback), status)
+        assert browser.get(callback).status == 400, "the pending login is used up (R5)"
         assert len(browser.provider.calls("token")) == 1
 
     def test_a_missing_user_id_claim_is_502(self, browser: Browser) -> None:

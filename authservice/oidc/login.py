@@ -28,7 +28,6 @@ from authservice.oidc.pending import (
     Pending,
     PendingLogins,
     Sealer,
-    State,
 )
 from authservice.oidc.provider import Provider
 from authservice.oidc.tokens import ID_TOKEN, Expected, KeyUnknown, TokenRefused, verify
@@ -122,15 +121,15 @@ class LoginFlow:
         Raises `errors.NotReady`, and `check.NeedsIO` under `Reach.MEMORY`.
         """
         metadata = self._provider.metadata(reach)
-        pending = self._logins.new(return_to)
+        pending = self._logins.new(return_to, cookies)
         url = self._client.authorization_url(
             metadata, state=self._logins.seal_state(pending), nonce=pending.nonce, verifier=pending.verifier
         )
-        value = self._logins.seal_cookie(pending)
+        name = self._logins.cookie_name(pending)
         return Begun(
             url=url,
-            set_cookie=(self._logins.cookie_name(pending), value, PENDING_LIFETIME),
-            drop_cookies=self._logins.to_drop(cookies, value),
+            set_cookie=(name, self._logins.seal_cookie(pending), PENDING_LIFETIME),
+            drop_cookies=self._logins.to_drop(cookies, name),
         )
 
     def finish(self, query: str, cookies: Cookies) -> Finished:
@@ -159,20 +158,11 @@ class LoginFlow:
     def return_address(self, query: str, cookies: Cookies = ()) -> str | None:
         """Where a callback's login would have led, for somebody who is logged in by now; empty for
         the default page, ``None`` when the query's state is not ours. Age does not matter here."""
-        state = self._state(query)
+        state = self._logins.open_state(_read_query(query).get("state"))
         if state is None:
             return None
         pending = self._logins.find(state, cookies)
         return pending.return_to if pending is not None else state.return_to
-
-    def cookie_name(self, query: str) -> str | None:
-        """The name of the pending cookie that a callback's query belongs to, to be taken away once
-        the login is used up; ``None`` when the state is not ours."""
-        state = self._state(query)
-        return self._logins.cookie_name(state) if state is not None else None
-
-    def _state(self, query: str) -> State | None:
-        return self._logins.open_state(_read_query(query).get("state"))
 
     def _check_id_token(self, tokens: Tokens, pending: Pending, code: str) -> VerifiedClaims:
         """With newer keys once, if the known ones do not tell."""

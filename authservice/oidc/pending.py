@@ -1,31 +1,34 @@
-"""The pending login: what a browser carries from the start of a login to its end.
+"""The pending login: what there is between the start of a login and its end.
 
-Two sealed values belong to one login. The ``state`` goes through the provider and comes back in
-the query; the cookie, named after the state's id, stays in the browser that began. Only together
-do they finish a login; the server keeps nothing. Called by `oidc.login`; nothing here speaks with
-the provider, and cookies are pairs of name and value, as they come and go.
+Two sealed values finish a login together, and the server keeps neither. The ``state`` belongs to
+one login: it goes through the provider and comes back in the query, with the address to return to.
+The cookie belongs to one browser: every login that the browser begins within minutes is bound to
+the same one, so any number of tabs need one cookie, and each comes back to its own page. Called by
+`oidc.login`; nothing here speaks with the provider, and cookies are pairs of name and value.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol, TypeVar
 
 import msgspec
 
 PENDING_LIFETIME = timedelta(minutes=10)
-MAX_PENDING = 6
-MAX_PENDING_BYTES = 6144
+MAX_COOKIES = 6
 MAX_DROPPED = 40
 MAX_OPENED = 100
 MAX_RETURN_TO = 2048
 MAX_RETURN_TO_IN_STATE = 512
+MAX_KEPT_BYTES = 2560
 MAX_STATE = 4096
 _SKEW = timedelta(seconds=60)
-_ID = re.compile(r"[A-Za-z0-9_-]{16,64}")
+_BINDING = re.compile(r"[A-Za-z0-9_-]{22}")
 _STATE_PURPOSE = "login-state"
 _COOKIE_PURPOSE = "login-cookie"
 
@@ -44,57 +47,94 @@ class Sealer(Protocol):
 
 
 class State(msgspec.Struct, frozen=True, array_like=True):
-    """What goes through the provider. ``issued`` is Unix time; a long return address stays out."""
+    """What goes through the provider. ``issued`` is Unix time, ``binding`` names the browser; a
+    long return address stays out, because providers limit the length of an address."""
 
     id: str
     issued: float
+    binding: str
     return_to: str
 
 
-class Pending(msgspec.Struct, frozen=True, array_like=True):
-    """What stays in the browser."""
+class BrowserHalf(msgspec.Struct, frozen=True, array_like=True):
+    """What stays in the browser: a secret, and the long return addresses of its latest logins."""
 
-    id: str
+    secret: str
     issued: float
-    nonce: str
-    verifier: str
-    return_to: str
+    kept: tuple[tuple[str, str], ...] = ()
+
+    def derive(self, label: str) -> str:
+        """43 base64url characters that depend on the secret and a label."""
+        digest = hmac.digest(self.secret.encode(), label.encode(), "sha256")
+        return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+    @property
+    def binding(self) -> str:
+        """The cookie's name in public: it does not lead back to the secret."""
+        return self.derive("binding")[:22]
 
 
-_Sealed = TypeVar("_Sealed", State, Pending)
+_Sealed = TypeVar("_Sealed", State, BrowserHalf)
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """One login on its way, both halves together. ``nonce`` and ``verifier`` are 43 characters
+    (OpenID Connect Core 1.0 §15.5.2, RFC 7636 §4.1), derived from the browser's secret and the
+    login's id: never two logins with the same ones, and nothing more to carry."""
+
+    state: State
+    browser: BrowserHalf = field(repr=False)
+
+    @property
+    def nonce(self) -> str:
+        return self.browser.derive(f"nonce {self.state.id}")
+
+    @property
+    def verifier(self) -> str:
+        return self.browser.derive(f"verifier {self.state.id}")
+
+    @property
+    def return_to(self) -> str:
+        """The address to come back to; empty for the default page."""
+        return self.state.return_to or dict(self.browser.kept).get(self.state.id, "")
 
 
 class PendingLogins:
-    """Seals pending logins, opens them again, and keeps their number in one browser small."""
+    """Makes and finds pending logins, and keeps the number of their cookies in one browser small."""
 
     def __init__(self, sealer: Sealer, cookie_prefix: str, now: Clock, new_token: TokenFactory) -> None:
-        """Cookies are named ``<cookie_prefix>_login_<id>``."""
+        """Cookies are named ``<cookie_prefix>_login_<binding>``."""
         self._sealer = sealer
         self._prefix = f"{cookie_prefix}_login_"
         self._now = now
         self._new_token = new_token
 
-    def new(self, return_to: str) -> Pending:
-        """A login that begins now. A return address that is too long is left out. Nonce and
-        verifier are 43 characters each (OpenID Connect Core 1.0 §15.5.2, RFC 7636 §4.1)."""
-        fits = len(return_to.encode(errors="surrogatepass")) <= MAX_RETURN_TO
-        return Pending(
-            id=self._new_token(16),
-            issued=self._now().timestamp(),
-            nonce=self._new_token(32),
-            verifier=self._new_token(32),
-            return_to=return_to if fits else "",
-        )
+    def new(self, return_to: str, cookies: Cookies) -> Pending:
+        """A login that begins now, bound to the cookie that this browser has already, or to a new
+        one. A return address that is too long is left out."""
+        now = self._now().timestamp()
+        known = max(self._authentic(cookies), key=lambda half: half.issued, default=None)
+        secret, kept = (known.secret, known.kept) if known else (self._new_token(32), ())
+        identifier = self._new_token(16)
+        length = len(return_to.encode(errors="surrogatepass"))
+        in_state = return_to if length <= MAX_RETURN_TO_IN_STATE else ""
+        if MAX_RETURN_TO_IN_STATE < length <= MAX_RETURN_TO:
+            kept = _latest(((identifier, return_to), *kept))
+        browser = BrowserHalf(secret, now, kept)
+        return Pending(State(identifier, now, browser.binding, in_state), browser)
 
     def seal_state(self, pending: Pending) -> str:
         """The ``state`` parameter."""
-        short = len(pending.return_to) <= MAX_RETURN_TO_IN_STATE
-        state = State(pending.id, pending.issued, pending.return_to if short else "")
-        return self._sealer.seal(_STATE_PURPOSE, msgspec.msgpack.encode(state))
+        return self._sealer.seal(_STATE_PURPOSE, msgspec.msgpack.encode(pending.state))
 
     def seal_cookie(self, pending: Pending) -> str:
         """The cookie's value. It is worth nothing under another name."""
-        return self._sealer.seal(_cookie_purpose(pending.id), msgspec.msgpack.encode(pending))
+        purpose = _cookie_purpose(pending.browser.binding)
+        return self._sealer.seal(purpose, msgspec.msgpack.encode(pending.browser))
+
+    def cookie_name(self, pending: Pending) -> str:
+        return self._prefix + pending.browser.binding
 
     def open_state(self, sealed: str) -> State | None:
         """The state, whatever its age; ``None`` when it is not one of ours."""
@@ -103,58 +143,54 @@ class PendingLogins:
         return _decode(self._sealer.open(_STATE_PURPOSE, sealed), State)
 
     def find(self, state: State, cookies: Cookies) -> Pending | None:
-        """This browser's own half of the login, if both halves are young enough. Several cookies
-        of one name may have come (somebody may have planted one): an authentic one counts."""
-        name = self.cookie_name(state)
-        for given, value in cookies:
-            pending = self._open_cookie(state.id, value) if given == name else None
-            if pending is not None and self._is_young(pending.issued) and self._is_young(state.issued):
-                return pending
+        """The login, if this browser has its own half of it and both are young enough. Several
+        cookies of one name may have come (somebody may have planted one): an authentic one counts."""
+        if not self._is_young(state.issued):
+            return None
+        own = [pair for pair in cookies if pair[0] == self._prefix + state.binding]
+        for half in self._authentic(own):
+            if hmac.compare_digest(half.binding, state.binding):
+                return Pending(state, half)
         return None
 
-    def cookie_name(self, login: State | Pending) -> str:
-        return self._prefix + login.id
-
-    def to_drop(self, cookies: Cookies, coming: str) -> tuple[str, ...]:
-        """Which cookies have to go so that ``coming``, a new one's value, fits: everything that is
-        not a young login of ours, then the oldest. At most `MAX_DROPPED`, the rest next time."""
+    def to_drop(self, cookies: Cookies, staying: str) -> tuple[str, ...]:
+        """The names of this browser's cookies that have to go beside ``staying``: all that are no
+        young ones of ours, then the oldest. At most `MAX_DROPPED`, the rest next time."""
+        issued = {self._prefix + half.binding: half.issued for half in self._authentic(cookies)}
+        newest = sorted(issued, key=lambda name: issued[name], reverse=True)
+        stay = {staying, *[name for name in newest if name != staying][: MAX_COOKIES - 1]}
         names = dict.fromkeys(name for name, _ in cookies if name.startswith(self._prefix))
-        kept: list[tuple[float, int, str]] = []
-        for name in list(names)[:MAX_OPENED]:
-            values = [value for given, value in cookies if given == name]
-            issued = self._authentic_since(name, values)
-            if issued is not None:
-                kept.append((issued, len(name) + sum(map(len, values)), name))
-        room, size = MAX_PENDING - 1, MAX_PENDING_BYTES - len(coming) - len(self._prefix)
-        stay = set()
-        for issued, length, name in sorted(kept, reverse=True):
-            room, size = room - 1, size - length
-            if room < 0 or size < 0:
-                break
-            stay.add(name)
         return tuple(name for name in names if name not in stay)[:MAX_DROPPED]
 
-    def _authentic_since(self, name: str, values: Iterable[str]) -> float | None:
-        identifier = name.removeprefix(self._prefix)
-        if not _ID.fullmatch(identifier):
-            return None
-        opened = (self._open_cookie(identifier, value) for value in values)
-        times = [pending.issued for pending in opened if pending and self._is_young(pending.issued)]
-        return max(times, default=None)
-
-    def _open_cookie(self, identifier: str, value: str) -> Pending | None:
-        pending = _decode(self._sealer.open(_cookie_purpose(identifier), value), Pending)
-        if pending is None or not hmac.compare_digest(pending.id.encode(), identifier.encode()):
-            return None
-        return pending
+    def _authentic(self, cookies: Cookies) -> Iterable[BrowserHalf]:
+        """The young halves among the cookies, each sealed for the name that it came under."""
+        ours = [pair for pair in cookies if pair[0].startswith(self._prefix)]
+        for name, value in ours[:MAX_OPENED]:
+            binding = name.removeprefix(self._prefix)
+            if _BINDING.fullmatch(binding):
+                half = _decode(self._sealer.open(_cookie_purpose(binding), value), BrowserHalf)
+                if half is not None and self._is_young(half.issued):
+                    yield half
 
     def _is_young(self, issued: float) -> bool:
         age = self._now().timestamp() - issued
         return -_SKEW.total_seconds() <= age < PENDING_LIFETIME.total_seconds()
 
 
-def _cookie_purpose(identifier: str) -> str:
-    return f"{_COOKIE_PURPOSE}:{identifier}"
+def _latest(kept: Iterable[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """As many of the latest return addresses as fit into a cookie."""
+    fitting: list[tuple[str, str]] = []
+    room = MAX_KEPT_BYTES
+    for identifier, return_to in kept:
+        room -= len(identifier) + len(return_to.encode(errors="surrogatepass"))
+        if room < 0:
+            break
+        fitting.append((identifier, return_to))
+    return tuple(fitting)
+
+
+def _cookie_purpose(binding: str) -> str:
+    return f"{_COOKIE_PURPOSE}:{binding}"
 
 
 def _decode(plaintext: bytes | None, kind: type[_Sealed]) -> _Sealed | None:
