@@ -116,7 +116,7 @@ class TestCallback:
     def test_a23_the_providers_errors(self, browser: Browser, error: str, status: int) -> None:
         sent = browser.get("/x")
         state = parse_qs(urlsplit(sent.header("Location") or "").query)["state"][0]
-        answer = browser.get(f"{CALLBACK}?error={error}&error_description=%3Cb%3Eboo&state={quote(state)}")
+        answer = browser.get(f"{CALLBACK}?error={error}&error_description=%3Cb%3Eboo%C3%A9%0A&state={quote(state)}")
         assert_refused(browser, answer, status)
         assert "<b>boo" not in answer.text and "boo" not in answer.text
         assert not browser.provider.calls("token")
