@@ -88,7 +88,8 @@ class Provider:
         """Locks and threads do not survive a fork."""
         self._pid = os.getpid()
         self._fetching = threading.Lock()
-        self._attempts = 0
+        # Fetches that came to an end: who waited for one takes its result and does not fetch again.
+        self._finished = 0
         self._last_attempt: datetime | None = None
         self._pause = COOL_DOWN
         self._stopping = threading.Event()
@@ -143,12 +144,12 @@ class Provider:
             return None
         if reach is Reach.MEMORY:
             raise NeedsIO
-        before = self._attempts
+        finished = self._finished
         if self._fetching.acquire(timeout=2 * self._http.timeout.total_seconds()):
             try:
-                if self._attempts == before and self._budget.take():
-                    self._attempts += 1
+                if self._finished == finished and self._known is known and self._budget.take():
                     self._fetch_keys(known)
+                    self._finished += 1
             finally:
                 self._fetching.release()
         known = self._known
@@ -186,10 +187,10 @@ class Provider:
 
     def _fetch_on_demand(self, known: _Known | None) -> _Known:
         """One caller asks; others wait a moment for it, or go on with what is known."""
-        before = self._attempts
+        finished = self._finished
         if not self._cooling() and self._fetching.acquire(timeout=0 if known else 1):
             try:
-                if self._attempts == before:
+                if self._finished == finished and self._known is known:
                     self._attempt(min(ON_DEMAND_TIMEOUT, self._http.timeout))
             finally:
                 self._fetching.release()
@@ -199,7 +200,6 @@ class Provider:
 
     def _attempt(self, timeout: timedelta | None) -> None:
         """Fetches metadata and keys, and notes how it went. Needs the lock."""
-        self._attempts += 1
         began = self._now()
         try:
             metadata = self._fetch_metadata(timeout)
@@ -215,6 +215,7 @@ class Provider:
         self._last_attempt = self._now()
         # A provider that hangs keeps at most every other request waiting.
         self._pause = max(COOL_DOWN, self._last_attempt - began)
+        self._finished += 1
 
     def _fail(self, failure: NotReady, event: str) -> None:
         """Remembered for those who ask within the cool-down; logged when it is news."""
