@@ -165,6 +165,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         secure=secure,
         pages=pages,
         rules=site.SiteRules(
+            prefix_path=settings.prefix_path,
             homepage_url=settings.homepage_url,
             after_logout_url=settings.after_logout_url,
             login_path=settings.login_path,

@@ -380,6 +380,16 @@ class TestLogout:
         again = browser.send("POST", "/authservice/logout", **form)
         assert again.status == 303, "a person whose session is gone already is logged out as well"
 
+    @pytest.mark.parametrize("address", ["https://elsewhere.example/bye", "/"])
+    def test_a_form_that_ends_elsewhere_is_led_on_by_a_page(
+        self, make_browser: Callable[..., Browser], address: str
+    ) -> None:
+        browser = make_browser(AFTER_LOGOUT_URL=address)
+        browser.log_in()
+        answer = browser.send("POST", "/authservice/logout", Sec_Fetch_Site="same-origin", Sec_Fetch_Mode="navigate")
+        assert answer.status == 201 and browser.session is None
+        assert answer.header("Refresh") == f"0; url={address}" and "You are logged out" in answer.text
+
     def test_s13_the_deletion_has_the_cookies_own_attributes(self, make_browser: Callable[..., Browser]) -> None:
         browser = make_browser(SESSION_COOKIE_DOMAIN="example.com", SESSION_COOKIE_SECURE="true", SESSION_SAME_SITE="None")
         browser.log_in()
