@@ -52,7 +52,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def check_config(environ: Mapping[str, str] | None = None) -> int:
-    """Prints what a start with these variables (the process's own by default) would say, and whether it would succeed."""
+    """Prints what a start with these variables (the process's own by default) would say, and whether
+    it would succeed."""
     found = examine(environ)
     problems, warnings = list(found.problems), list(found.warnings)
     if found.settings is not None:

@@ -22,6 +22,8 @@ _BOLT_MAGIC_AT = 16
 _BOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
+HELP = "`authservice settings` explains every setting; `authservice check-config` checks them again."
+
 
 def checked(environ: Mapping[str, str] | None = None) -> Settings:
     """The settings of an environment (the process's own by default) with which a start succeeds.
@@ -52,7 +54,7 @@ def explain(error: SettingsError) -> str:
     lines += [f"  - {problem}" for problem in error.problems]
     if error.warnings:
         lines += ["", "Also noticed:", "", *(f"  - {warning}" for warning in error.warnings)]
-    lines += ["", "`authservice settings` explains every setting; `authservice check-config` checks them again."]
+    lines += ["", HELP]
     return "\n".join(lines) + "\n"
 
 
@@ -83,8 +85,8 @@ def _page_findings(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]
 def _authorizer_problems(settings: Settings) -> Iterator[str]:
     if settings.external_authz_url:
         yield (
-            "EXTERNAL_AUTHZ_URL: set, but this version cannot ask an external authorizer, and starting without "
-            "its word would let everybody pass who is logged in. Unset it to let them pass."
+            "EXTERNAL_AUTHZ_URL: set, but this version cannot ask an external authorizer, and starting "
+            "without its word would let everybody pass who is logged in. Unset it to let them pass."
         )
 
 
@@ -109,7 +111,8 @@ def _store_problems(settings: Settings) -> Iterator[str]:
         folder = next(parent for parent in file.parents if parent.exists())
         head = _head(file)
     except (OSError, RuntimeError) as error:
-        yield f"SESSION_STORE_PATH: {path} cannot be used ({getattr(error, 'strerror', None) or 'a loop of links'})."
+        reason = getattr(error, "strerror", None) or "a loop of links"
+        yield f"SESSION_STORE_PATH: {path} cannot be used ({reason})."
         return
     if not folder.is_dir():
         yield f"SESSION_STORE_PATH: {folder} is not a folder."
@@ -118,8 +121,8 @@ def _store_problems(settings: Settings) -> Iterator[str]:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         yield (
-            f"SESSION_STORE_PATH: nothing can be written in {folder} by user {os.geteuid()} ({error.strerror}). "
-            "Make the folder writable, or name a file in another one."
+            f"SESSION_STORE_PATH: nothing can be written in {folder} by user {os.geteuid()} "
+            f"({error.strerror}). Make the folder writable, or name a file in another one."
         )
     if head is not None and head.startswith(_SQLITE_MAGIC) and not os.access(file, os.R_OK | os.W_OK):
         yield f"SESSION_STORE_PATH: we may not read and write {file} (we are user {os.geteuid()})."

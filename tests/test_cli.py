@@ -34,25 +34,28 @@ def test_all_well(capsys: pytest.CaptureFixture[str], good: dict[str, str], tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_warnings_do_not_change_the_exit_status(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_warnings_do_not_change_the_exit_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, text = run(capsys, "check-config", **KUBEFLOW_1_8, SESSION_STORE_PATH=str(tmp_path / "data.db"))
     assert status == 0
     assert text.startswith("2 warnings:\n\n  - PORT: ") and "AuthService would start." in text
 
 
 def test_problems_and_warnings_come_together(capsys: pytest.CaptureFixture[str]) -> None:
-    status, text = run(capsys, "check-config", OIDC_CLIENT_ID="x", **{
-        name: text for name, text in REQUIRED.items() if name != "CLIENT_ID"
-    })
+    status, text = run(
+        capsys,
+        "check-config",
+        OIDC_CLIENT_ID="x",
+        **{name: text for name, text in REQUIRED.items() if name != "CLIENT_ID"},
+    )
     assert status == 2
     assert "1 warning:\n\n  - OIDC_CLIENT_ID: has no effect. The setting is called CLIENT_ID." in text
     assert "1 problem:\n\n  - CLIENT_ID: not set." in text
     assert "AuthService would not start." in text
 
 
-def test_files_are_looked_at_too(capsys: pytest.CaptureFixture[str], good: dict[str, str], tmp_path: Path) -> None:
+def test_files_are_looked_at_too(
+    capsys: pytest.CaptureFixture[str], good: dict[str, str], tmp_path: Path
+) -> None:
     (tmp_path / "sessions.db").write_bytes(bytes(16) + b"\xed\xda\x0c\xed" + bytes(100))
     status, text = run(capsys, "check-config", **good, CA_BUNDLE="/no/such/file", TEMPLATE_PATH="/no/folder")
     assert status == 2
@@ -81,12 +84,16 @@ def test_every_setting_wrong_at_once_prints_all_and_no_secret(tmp_path: Path) ->
     ran = subprocess.run(
         [sys.executable, "-m", "authservice.cli", "check-config"],
         env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path), **wrong},
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert ran.returncode == 2, ran.stderr
     told = {line.strip(" -").partition(":")[0] for line in ran.stdout.splitlines() if line.startswith("  - ")}
     assert told >= wrong.keys() - {
-        "CLIENT_SECRET_FILE", "SESSION_STORE_REDIS_PWD_FILE",  # told under the setting's own name
+        "CLIENT_SECRET_FILE",
+        "SESSION_STORE_REDIS_PWD_FILE",  # told under the setting's own name
         "SESSION_STORE_PATH",  # empty is wrong for one kind of store, and the kind cannot be read
     }
     assert "CLIENT_ID" in told
@@ -111,14 +118,27 @@ def test_the_table_goes_into_a_document_between_its_markers(
 ) -> None:
     document = tmp_path / "README.md"
     document.write_text(f"before\n{show.BEGIN}\nold\n{show.END}\nafter\n")
-    assert run(capsys, "settings", "--markdown", "--write", str(document)) == (0, f"{document}: brought up to date\n")
+    assert run(capsys, "settings", "--markdown", "--write", str(document)) == (
+        0,
+        f"{document}: brought up to date\n",
+    )
     assert document.read_text() == f"before\n{show.BEGIN}\n\n{show.markdown()}\n{show.END}\nafter\n"
-    assert run(capsys, "settings", "--markdown", "--write", str(document)) == (0, f"{document}: is up to date\n")
+    assert run(capsys, "settings", "--markdown", "--write", str(document)) == (
+        0,
+        f"{document}: is up to date\n",
+    )
 
 
-@pytest.mark.parametrize("text", [
-    "", show.BEGIN, show.END, f"{show.END}{show.BEGIN}", f"{show.BEGIN}{show.END}{show.BEGIN}{show.END}",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        show.BEGIN,
+        show.END,
+        f"{show.END}{show.BEGIN}",
+        f"{show.BEGIN}{show.END}{show.BEGIN}{show.END}",
+    ],
+)
 def test_a_document_without_markers_is_left_alone(
     text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -12,13 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    BestAvailableEncryption,
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +20,6 @@ from authservice.oidc.keys import SIGNING_ALGORITHMS
 from authservice.settings import Secret, Settings, examine, load
 from authservice.settings.addresses import derive, join_path
 from authservice.settings.kinds import ASYMMETRIC
-from authservice.settings.names import strange_names
 from authservice.settings.table import ROWS
 
 REQUIRED = {
@@ -75,23 +67,56 @@ def test_each_setting_is_declared_once_with_help_and_has_an_attribute() -> None:
 
 def test_every_setting_of_the_original_is_there_with_its_default() -> None:
     originals = {
-        "OIDC_PROVIDER": None, "CLIENT_ID": None, "CLIENT_SECRET": None, "AUTHSERVICE_URL_PREFIX": None,
-        "OIDC_AUTH_URL": "", "REDIRECT_URL": "", "OIDC_SCOPES": "openid,email",
-        "STRICT_SESSION_VALIDATION": "false", "OIDC_STATE_STORE_PATH": "", "SKIP_AUTH_URLS": "",
-        "AUTH_HEADER": "Authorization", "AUTH_METHOD_HEADER": "Auth-Method",
-        "AUDIENCES": "istio-ingressgateway.istio-system.svc.cluster.local", "HOMEPAGE_URL": "",
-        "AFTER_LOGIN_URL": "", "AFTER_LOGOUT_URL": "", "VERIFY_AUTH_URL": "", "LOG_LEVEL": "INFO",
-        "USERID_HEADER": "kubeflow-userid", "GROUPS_HEADER": "kubeflow-groups", "USERID_PREFIX": "",
-        "USERID_TRANSFORMERS": "[]", "USERID_CLAIM": "email", "USERID_TOKEN_HEADER": "",
-        "GROUPS_CLAIM": "groups", "ID_TOKEN_HEADER": "Authorization", "SERVER_HOSTNAME": "",
-        "SERVER_PORT": "8080", "WEB_SERVER_PORT": "8082", "READINESS_PROBE_PORT": "", "CA_BUNDLE": "",
-        "SESSION_STORE_TYPE": "filesystem", "SESSION_STORE_PATH": "/var/lib/authservice/data.db",
-        "SESSION_STORE_REDIS_ADDR": "127.0.0.1:6379", "SESSION_STORE_REDIS_PWD": "",
-        "SESSION_STORE_REDIS_DB": "0", "SESSION_MAX_AGE": "86400", "SESSION_SAME_SITE": "Lax",
-        "CLIENT_NAME": "AuthService", "THEMES_URL": "themes", "THEME": "kubeflow", "TEMPLATE_PATH": "",
-        "CACHE_ENABLED": "false", "CACHE_EXPIRATION_MINUTES": "5", "IDTOKEN_AUTHN_ENABLED": "true",
-        "KUBERNETES_AUTHN_ENABLED": "auto", "ACCESS_TOKEN_AUTHN_ENABLED": "true",
-        "ACCESS_TOKEN_AUTHN": "jwt", "GROUPS_ALLOWLIST": "*", "EXTERNAL_AUTHZ_URL": "",
+        "OIDC_PROVIDER": None,
+        "CLIENT_ID": None,
+        "CLIENT_SECRET": None,
+        "AUTHSERVICE_URL_PREFIX": None,
+        "OIDC_AUTH_URL": "",
+        "REDIRECT_URL": "",
+        "OIDC_SCOPES": "openid,email",
+        "STRICT_SESSION_VALIDATION": "false",
+        "OIDC_STATE_STORE_PATH": "",
+        "SKIP_AUTH_URLS": "",
+        "AUTH_HEADER": "Authorization",
+        "AUTH_METHOD_HEADER": "Auth-Method",
+        "AUDIENCES": "istio-ingressgateway.istio-system.svc.cluster.local",
+        "HOMEPAGE_URL": "",
+        "AFTER_LOGIN_URL": "",
+        "AFTER_LOGOUT_URL": "",
+        "VERIFY_AUTH_URL": "",
+        "LOG_LEVEL": "INFO",
+        "USERID_HEADER": "kubeflow-userid",
+        "GROUPS_HEADER": "kubeflow-groups",
+        "USERID_PREFIX": "",
+        "USERID_TRANSFORMERS": "[]",
+        "USERID_CLAIM": "email",
+        "USERID_TOKEN_HEADER": "",
+        "GROUPS_CLAIM": "groups",
+        "ID_TOKEN_HEADER": "Authorization",
+        "SERVER_HOSTNAME": "",
+        "SERVER_PORT": "8080",
+        "WEB_SERVER_PORT": "8082",
+        "READINESS_PROBE_PORT": "",
+        "CA_BUNDLE": "",
+        "SESSION_STORE_TYPE": "filesystem",
+        "SESSION_STORE_PATH": "/var/lib/authservice/data.db",
+        "SESSION_STORE_REDIS_ADDR": "127.0.0.1:6379",
+        "SESSION_STORE_REDIS_PWD": "",
+        "SESSION_STORE_REDIS_DB": "0",
+        "SESSION_MAX_AGE": "86400",
+        "SESSION_SAME_SITE": "Lax",
+        "CLIENT_NAME": "AuthService",
+        "THEMES_URL": "themes",
+        "THEME": "kubeflow",
+        "TEMPLATE_PATH": "",
+        "CACHE_ENABLED": "false",
+        "CACHE_EXPIRATION_MINUTES": "5",
+        "IDTOKEN_AUTHN_ENABLED": "true",
+        "KUBERNETES_AUTHN_ENABLED": "auto",
+        "ACCESS_TOKEN_AUTHN_ENABLED": "true",
+        "ACCESS_TOKEN_AUTHN": "jwt",
+        "GROUPS_ALLOWLIST": "*",
+        "EXTERNAL_AUTHZ_URL": "",
     }
     assert {name: BY_NAME[name].default for name in originals} == originals
 
@@ -125,13 +150,16 @@ def test_u1_given_addresses_are_kept() -> None:
     assert settings.callback_path == "/login/oidc"
 
 
-@pytest.mark.parametrize("prefix,base", [
-    ("/authservice/", "/authservice"),
-    ("/authservice", "/authservice"),
-    ("/a//b/", "/a/b"),
-    ("https://App.example.com:8443/authservice/", "https://App.example.com:8443/authservice"),
-    ("http://host/deep/er", "http://host/deep/er"),
-])
+@pytest.mark.parametrize(
+    "prefix,base",
+    [
+        ("/authservice/", "/authservice"),
+        ("/authservice", "/authservice"),
+        ("/a//b/", "/a/b"),
+        ("https://App.example.com:8443/authservice/", "https://App.example.com:8443/authservice"),
+        ("http://host/deep/er", "http://host/deep/er"),
+    ],
+)
 def test_derived_addresses(prefix: str, base: str) -> None:
     settings = loaded(AUTHSERVICE_URL_PREFIX=prefix)
     path = "/" + base.split("://")[-1].partition("/")[2]
@@ -147,14 +175,25 @@ def test_derived_addresses(prefix: str, base: str) -> None:
     assert settings.forward_auth_path == f"{path}/forward-auth"
 
 
-@pytest.mark.parametrize("environ,scheme,host", [
-    ({}, None, None),
-    ({"AUTHSERVICE_URL_PREFIX": "https://app.example.com/a/"}, "https", "app.example.com"),
-    ({"REDIRECT_URL": "http://App.example.com:8080/cb"}, "http", "app.example.com:8080"),
-    ({"REDIRECT_URL": "https://one.example.com/cb", "AUTHSERVICE_URL_PREFIX": "http://two.example.com/a"},
-     "https", "one.example.com"),
-])
-def test_the_outside_as_the_settings_know_it(environ: dict[str, str], scheme: str | None, host: str | None) -> None:
+@pytest.mark.parametrize(
+    "environ,scheme,host",
+    [
+        ({}, None, None),
+        ({"AUTHSERVICE_URL_PREFIX": "https://app.example.com/a/"}, "https", "app.example.com"),
+        ({"REDIRECT_URL": "http://App.example.com:8080/cb"}, "http", "app.example.com:8080"),
+        (
+            {
+                "REDIRECT_URL": "https://one.example.com/cb",
+                "AUTHSERVICE_URL_PREFIX": "http://two.example.com/a",
+            },
+            "https",
+            "one.example.com",
+        ),
+    ],
+)
+def test_the_outside_as_the_settings_know_it(
+    environ: dict[str, str], scheme: str | None, host: str | None
+) -> None:
     settings = loaded(**environ)
     assert (settings.outside_scheme, settings.outside_host) == (scheme, host)
 
@@ -180,16 +219,41 @@ def test_joined_paths_have_no_doubled_slash_and_no_slash_at_the_end(parts: list[
     assert not {".", ".."} & set(joined.split("/"))
 
 
-@pytest.mark.parametrize("text", [
-    "", "/", "//", "https://host", "https://host/", "authservice/", "//host/path", "ftp://host/a", "/a/../b",
-    "/a%2fb", "/a b", "/a;b", "/a#b", "https:///a", "https://user:pw@host/a", "https://[::1/a", "/ä", "/a\\b",
-    "https://host:99999/a", "https://ho st/a", "/./", "https://a..b/c", "https://%41/b",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "/",
+        "//",
+        "https://host",
+        "https://host/",
+        "authservice/",
+        "//host/path",
+        "ftp://host/a",
+        "/a/../b",
+        "/a%2fb",
+        "/a b",
+        "/a;b",
+        "/a#b",
+        "https:///a",
+        "https://user:pw@host/a",
+        "https://[::1/a",
+        "/ä",
+        "/a\\b",
+        "https://host:99999/a",
+        "https://ho st/a",
+        "/./",
+        "https://a..b/c",
+        "https://%41/b",
+    ],
+)
 def test_b5_prefixes_that_would_open_everything_or_never_match_are_refused(text: str) -> None:
     assert only_problem(AUTHSERVICE_URL_PREFIX=text).startswith("AUTHSERVICE_URL_PREFIX: ")
 
 
-@pytest.mark.parametrize("text", ["https://host", "/", "http://redirect.example.com/", "oidc/callback", "a:b:c"])
+@pytest.mark.parametrize(
+    "text", ["https://host", "/", "http://redirect.example.com/", "oidc/callback", "a:b:c"]
+)
 def test_a_callback_that_no_request_could_reach_or_that_every_one_would_is_refused(text: str) -> None:
     assert only_problem(REDIRECT_URL=text).startswith("REDIRECT_URL: ")
 
@@ -226,8 +290,11 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("CHECK_PATH_PREFIX", "/check", "/check"),
     ("CHECK_PATH_PREFIX", "/check/", "/check/"),
     ("TRUSTED_PROXIES", "", ()),
-    ("TRUSTED_PROXIES", "10.0.0.0/8, ::1 192.168.1.7",
-     (ip_network("10.0.0.0/8"), ip_network("::1"), ip_network("192.168.1.7"))),
+    (
+        "TRUSTED_PROXIES",
+        "10.0.0.0/8, ::1 192.168.1.7",
+        (ip_network("10.0.0.0/8"), ip_network("::1"), ip_network("192.168.1.7")),
+    ),
     ("SKIP_AUTH_URLS", "", ()),
     ("SKIP_AUTH_URLS", " , ", ()),
     ("SKIP_AUTH_URLS", "/dex, /healthz/ ,", ("/dex", "/healthz/")),
@@ -265,12 +332,19 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("ACCESS_TOKEN_AUTHN", "both", "both"),
     ("CACHE_EXPIRATION_MINUTES", "5", timedelta(minutes=5)),
     ("EXTERNAL_AUTHZ_URL", "http://authz.ns.svc:80/v1", "http://authz.ns.svc:80/v1"),
-    ("ALLOWED_REDIRECT_HOSTS", "App.example.com,.apps.example.com *.x.example:* localhost:3000",
-     ("app.example.com", ".apps.example.com", "*.x.example:*", "localhost:3000")),
+    (
+        "ALLOWED_REDIRECT_HOSTS",
+        "App.example.com,.apps.example.com *.x.example:* localhost:3000",
+        ("app.example.com", ".apps.example.com", "*.x.example:*", "localhost:3000"),
+    ),
     ("ALLOWED_REDIRECT_HOSTS", "[::1]:8080", ("[::1]:8080",)),
     ("THEME", "", ""),
     ("THEMES_URL", "https://cdn.example.com/themes", "https://cdn.example.com/themes"),
-    ("TEMPLATE_PATH", "web/templates/default, /my/templates,", (Path("web/templates/default"), Path("/my/templates"))),
+    (
+        "TEMPLATE_PATH",
+        "web/templates/default, /my/templates,",
+        (Path("web/templates/default"), Path("/my/templates")),
+    ),
     ("SERVER_HOSTNAME", "", ""),
     ("SERVER_HOSTNAME", "[::1]", "::1"),
     ("SERVER_HOSTNAME", "127.0.0.1", "127.0.0.1"),
@@ -288,8 +362,18 @@ def test_texts_that_are_taken(name: str, text: str, wanted: Any) -> None:
 
 
 REFUSED: dict[str, tuple[str, ...]] = {
-    "OIDC_PROVIDER": ("", "example.local", "dex:5556", "ftp://idp", "https://", "https://idp?x=1", "https://idp#a",
-                      "https://u:p@idp", " https://idp", "https://idp/\n"),
+    "OIDC_PROVIDER": (
+        "",
+        "example.local",
+        "dex:5556",
+        "ftp://idp",
+        "https://",
+        "https://idp?x=1",
+        "https://idp#a",
+        "https://u:p@idp",
+        " https://idp",
+        "https://idp/\n",
+    ),
     "OIDC_CLIENT_AUTH_METHOD": ("", "none", "Client_Secret_Basic", "tls_client_auth"),
     "OIDC_SCOPES": ("", "openid", "groups", 'email,"x"', "email,ä"),
     "OIDC_AUTH_URL": ("dex/auth", "//idp/auth", "javascript:alert(1)", "https://idp/auth#x"),
@@ -308,8 +392,19 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "HOMEPAGE_URL": ("homepage", "javascript:alert(1)", "//elsewhere.example", "\\\\elsewhere", "/a b"),
     "AFTER_LOGIN_URL": ("app.example.com", "mailto:a@b"),
     "AFTER_LOGOUT_URL": ("data:text/html,x",),
-    "ALLOWED_REDIRECT_HOSTS": ("https://app", "app/", "*", "*.*", "a..b", "app:0", "app:65536", "app:x", "ä.example",
-                               "*.[::1]", "u@h"),
+    "ALLOWED_REDIRECT_HOSTS": (
+        "https://app",
+        "app/",
+        "*",
+        "*.*",
+        "a..b",
+        "app:0",
+        "app:65536",
+        "app:x",
+        "ä.example",
+        "*.[::1]",
+        "u@h",
+    ),
     "GATEWAY": ("", "Envoy", "haproxy", "envoy,haproxy"),
     "CHECK_PATH_PREFIX": ("check", "/", "//a", "/a?b", "/a%2fb", "/a/../b"),
     "TRUSTED_PROXIES": ("localhost", "10.0.0.1/8", "10.0.0.0/33", "*"),
@@ -323,15 +418,33 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "AUTH_HEADER": ("a b",),
     "ID_TOKEN_HEADER": ("(x)",),
     "USERID_PREFIX": ("a\nb", "ü", "\x7f"),
-    "USERID_TRANSFORMERS": ("", "[{", '{"matches": "a"}', '[{"matches": "a"}]', '[{"replaces": "a"}]',
-                            '[{"matches": "[", "replaces": ""}]', '[{"matches": null, "replaces": ""}]'),
+    "USERID_TRANSFORMERS": (
+        "",
+        "[{",
+        '{"matches": "a"}',
+        '[{"matches": "a"}]',
+        '[{"replaces": "a"}]',
+        '[{"matches": "[", "replaces": ""}]',
+        '[{"matches": null, "replaces": ""}]',
+    ),
     "USERID_LOWERCASE": ("",),
     "REQUIRE_VERIFIED_EMAIL": ("on",),
     "EXTERNAL_AUTHZ_URL": ("authz:8080", "/authz"),
     "SESSION_STORE_TYPE": ("", "Redis", "memory"),
     "SESSION_STORE_PATH": ("",),
-    "SESSION_STORE_REDIS_ADDR": ("redis", "redis:", "redis:x", ":6379", "redis:6379/0", "http://redis:6379",
-                                 "redis://", "unix://", "redis://h/x", "redis://h/-1", "redis://h:99999"),
+    "SESSION_STORE_REDIS_ADDR": (
+        "redis",
+        "redis:",
+        "redis:x",
+        ":6379",
+        "redis:6379/0",
+        "http://redis:6379",
+        "redis://",
+        "unix://",
+        "redis://h/x",
+        "redis://h/-1",
+        "redis://h:99999",
+    ),
     "SESSION_STORE_REDIS_DB": ("", "-1", "a"),
     "SESSION_MAX_AGE": ("", "0", "-1", "24h", "1e3", "315576001"),
     "SESSION_IDLE_TIMEOUT": ("", "-1", "off"),
@@ -341,9 +454,15 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "SESSION_COOKIE_HTTPONLY": ("",),
     "SESSION_SAME_SITE": ("Loose", "lax ", "false"),
     "SECRET_KEY": ("short", "fifteen-letters"),
-    "CLIENT_PRIVATE_KEY": ("not a key", PEM.replace("\n", " "), PEM.replace("MIIE", "AAAA"),
-                           PEM.replace("MIIE", "MIIEA"), PEM.replace("PRIVATE", "ENCRYPTED PRIVATE"),
-                           PEM.replace("PRIVATE", "PUBLIC"), PEM.removesuffix("-")),
+    "CLIENT_PRIVATE_KEY": (
+        "not a key",
+        PEM.replace("\n", " "),
+        PEM.replace("MIIE", "AAAA"),
+        PEM.replace("MIIE", "MIIEA"),
+        PEM.replace("PRIVATE", "ENCRYPTED PRIVATE"),
+        PEM.replace("PRIVATE", "PUBLIC"),
+        PEM.removesuffix("-"),
+    ),
     "IDTOKEN_AUTHN_ENABLED": ("",),
     "KUBERNETES_AUTHN_ENABLED": ("", "Auto"),
     "ACCESS_TOKEN_AUTHN_ENABLED": ("",),
@@ -353,15 +472,37 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "THEME": ("../x", "a/../b", "a b", "/a"),
     "THEMES_URL": ("javascript:alert(1)", "data:,x", "https://", "a b"),
     "SERVER_HOSTNAME": ("http://localhost", "localhost:8080", "a b"),
-    "SERVER_PORT": ("", '"8080"', "'8080'", " 8080", "8080 ", "http", "0", "-1", "65536", "8080.0", "٨٠٨٠", "08080"),
+    "SERVER_PORT": (
+        "",
+        '"8080"',
+        "'8080'",
+        " 8080",
+        "8080 ",
+        "http",
+        "0",
+        "-1",
+        "65536",
+        "8080.0",
+        "٨٠٨٠",
+        "08080",
+    ),
     "WEB_SERVER_PORT": ("", "70000"),
     "READINESS_PROBE_PORT": ("0", "none"),
     "WEB_CONCURRENCY": ("", "0", "many"),
     "LOG_LEVEL": ("", "info", "TRACE", "Warn"),
 }
 TAKES_ANYTHING = {
-    "CLIENT_ID", "CLIENT_SECRET", "GROUPS_CLAIM", "GROUPS_ALLOWLIST", "AUDIENCES", "CA_BUNDLE", "CLIENT_NAME",
-    "TEMPLATE_PATH", "SESSION_STORE_REDIS_USERNAME", "SESSION_STORE_REDIS_PWD", "OIDC_STATE_STORE_PATH",
+    "CLIENT_ID",
+    "CLIENT_SECRET",
+    "GROUPS_CLAIM",
+    "GROUPS_ALLOWLIST",
+    "AUDIENCES",
+    "CA_BUNDLE",
+    "CLIENT_NAME",
+    "TEMPLATE_PATH",
+    "SESSION_STORE_REDIS_USERNAME",
+    "SESSION_STORE_REDIS_PWD",
+    "OIDC_STATE_STORE_PATH",
     "USERID_TOKEN_HEADER",
 }
 
@@ -372,7 +513,8 @@ def test_every_setting_is_covered_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "name,text", [(name, text) for name, texts in REFUSED.items() for text in texts],
+    "name,text",
+    [(name, text) for name, texts in REFUSED.items() for text in texts],
     ids=lambda part: ascii(part)[:40],
 )
 def test_texts_that_are_refused(name: str, text: str) -> None:
@@ -382,10 +524,21 @@ def test_texts_that_are_refused(name: str, text: str) -> None:
     assert "Takes " in line or "Set " in line
 
 
-@pytest.mark.parametrize("text,number", [
-    ("8080", 8080), ("+8080", 8080), ("0x1F90", 8080), ("0o17620", 8080), ("017620", 8080), ("8_080", 8080),
-    ("0b1111110010000", 8080), ("0X1f_90", 8080), ("1", 1), ("65535", 65535),
-])
+@pytest.mark.parametrize(
+    "text,number",
+    [
+        ("8080", 8080),
+        ("+8080", 8080),
+        ("0x1F90", 8080),
+        ("0o17620", 8080),
+        ("017620", 8080),
+        ("8_080", 8080),
+        ("0b1111110010000", 8080),
+        ("0X1f_90", 8080),
+        ("1", 1),
+        ("65535", 65535),
+    ],
+)
 def test_numbers_are_read_as_go_reads_them(text: str, number: int) -> None:
     assert value("SERVER_PORT", text) == number
 
@@ -400,7 +553,9 @@ def test_go_spellings_of_false(text: str) -> None:
     assert value("USERID_LOWERCASE", text) is False
 
 
-@given(st.sampled_from(sorted(BY_NAME)), st.text(max_size=12) | st.from_regex(r"[a-z]*://?[a-z@:/?#\[\]%]{0,8}"))
+@given(
+    st.sampled_from(sorted(BY_NAME)), st.text(max_size=12) | st.from_regex(r"[a-z]*://?[a-z@:/?#\[\]%]{0,8}")
+)
 @settings(deadline=None, max_examples=300)
 def test_no_text_makes_reading_crash(name: str, text: str) -> None:
     """Whatever stands in a variable, the outcome is settings or a list of problems."""
@@ -422,7 +577,9 @@ def test_faulty_transformers_are_told_in_one_line_each_with_its_position() -> No
 
 def test_template_context_is_kept_whole() -> None:
     """B66: the original cut values at their first equals sign."""
-    settings = loaded(TEMPLATE_CONTEXT_Link="https://x/?a=b", TEMPLATE_CONTEXT_EMPTY="", TEMPLATE_CONTEXT_="no")
+    settings = loaded(
+        TEMPLATE_CONTEXT_Link="https://x/?a=b", TEMPLATE_CONTEXT_EMPTY="", TEMPLATE_CONTEXT_="no"
+    )
     assert settings.template_context == {"Link": "https://x/?a=b", "EMPTY": ""}
     assert settings.warnings == ()
 
@@ -430,13 +587,16 @@ def test_template_context_is_kept_whole() -> None:
 # --- U2 to U6 --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case,enabled,kind,fine", [
-    ("U2", "true", "jwt", True),
-    ("U3", "true", "opaque", True),
-    ("U4", "false", "whatever", True),
-    ("U5", "true", "JWT", False),
-    ("U6", "true", "Opaque", False),
-])
+@pytest.mark.parametrize(
+    "case,enabled,kind,fine",
+    [
+        ("U2", "true", "jwt", True),
+        ("U3", "true", "opaque", True),
+        ("U4", "false", "whatever", True),
+        ("U5", "true", "JWT", False),
+        ("U6", "true", "Opaque", False),
+    ],
+)
 def test_u2_to_u6_kinds_of_access_tokens(case: str, enabled: str, kind: str, fine: bool) -> None:
     found = examine({**REQUIRED, "ACCESS_TOKEN_AUTHN_ENABLED": enabled, "ACCESS_TOKEN_AUTHN": kind})
     assert bool(found.settings) is fine
@@ -448,7 +608,9 @@ def test_u2_to_u6_kinds_of_access_tokens(case: str, enabled: str, kind: str, fin
 
 def test_nothing_set_lists_all_four() -> None:
     found = examine({})
-    assert [line.partition(":")[0] for line in found.problems] == list(REQUIRED)[:3] + ["AUTHSERVICE_URL_PREFIX"]
+    assert [line.partition(":")[0] for line in found.problems] == list(REQUIRED)[:3] + [
+        "AUTHSERVICE_URL_PREFIX"
+    ]
     with pytest.raises(SettingsError) as error:
         load({"OIDC_CLIENT_ID": "x"})
     assert len(error.value.problems) == 4
@@ -465,7 +627,11 @@ SECRETS = [row.name for row in ROWS if row.secret]
 
 def test_which_settings_are_secrets() -> None:
     assert SECRETS == [
-        "CLIENT_SECRET", "CLIENT_PRIVATE_KEY", "SESSION_STORE_REDIS_ADDR", "SESSION_STORE_REDIS_PWD", "SECRET_KEY",
+        "CLIENT_SECRET",
+        "CLIENT_PRIVATE_KEY",
+        "SESSION_STORE_REDIS_ADDR",
+        "SESSION_STORE_REDIS_PWD",
+        "SECRET_KEY",
     ]
 
 
@@ -505,9 +671,15 @@ def test_variable_and_file_together_are_refused(name: str, tmp_path: Path) -> No
     assert line == f"{name}: both {name} and {name}_FILE are set. Set one of them."
 
 
-@pytest.mark.parametrize("content,reason", [
-    (None, "No such file"), (b"\xff\xfe\x00", "not UTF-8"), (b"a\0b", "not text"), (b"x" * 65537, "65536"),
-])
+@pytest.mark.parametrize(
+    "content,reason",
+    [
+        (None, "No such file"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"a\0b", "not text"),
+        (b"x" * 65537, "65536"),
+    ],
+)
 def test_a_file_that_cannot_be_used_is_a_problem(content: bytes | None, reason: str, tmp_path: Path) -> None:
     file = tmp_path / "secret"
     if content is not None:
@@ -550,7 +722,13 @@ def test_no_secret_in_the_settings_as_text() -> None:
 def test_a_value_is_never_shown_when_it_is_a_secret_in_the_wrong_place() -> None:
     secret = REQUIRED["CLIENT_SECRET"]
     for misplaced in (secret, f"x{secret}x", secret[4:-4]):
-        for name in ("SERVER_PORT", "OIDC_AUTH_URL", "LOG_LEVEL", "SESSION_STORE_REDIS_ADDR", "TRUSTED_PROXIES"):
+        for name in (
+            "SERVER_PORT",
+            "OIDC_AUTH_URL",
+            "LOG_LEVEL",
+            "SESSION_STORE_REDIS_ADDR",
+            "TRUSTED_PROXIES",
+        ):
             line = only_problem(**{name: misplaced})
             assert misplaced not in line and f"{len(misplaced)} characters" in line
     assert "pw" not in only_problem(OIDC_PROVIDER="https://u:pw@idp.example")
@@ -564,8 +742,15 @@ def test_values_are_shown_short_and_in_ascii() -> None:
     assert "set to nothing" in only_problem(LOG_LEVEL="")
 
 
-@pytest.mark.parametrize("text,hint", [('"8080"', "quotes"), ("8080 ", "blanks"), ("8080\n", "blanks"),
-                                       ("tcp://10.96.0.9:80", "Kubernetes Service")])
+@pytest.mark.parametrize(
+    "text,hint",
+    [
+        ('"8080"', "quotes"),
+        ("8080 ", "blanks"),
+        ("8080\n", "blanks"),
+        ("tcp://10.96.0.9:80", "Kubernetes Service"),
+    ],
+)
 def test_what_hides_in_a_value_is_said(text: str, hint: str) -> None:
     assert hint in only_problem(SERVER_PORT=text)
 
@@ -574,303 +759,6 @@ def test_bytes_that_are_no_text_are_a_problem() -> None:
     text = os.fsdecode(b"\xff\xfe")
     for name in ("CLIENT_NAME", "CLIENT_SECRET", "GROUPS_ALLOWLIST"):
         assert "not UTF-8" in only_problem(**{name: text})
-
-
-# --- keys ------------------------------------------------------------------------------------
-
-
-def test_the_key_of_logins_comes_from_what_is_there() -> None:
-    assert loaded().sealing_key_material() == REQUIRED["CLIENT_SECRET"].encode()
-    assert loaded(SECRET_KEY="k" * 16).sealing_key_material() == b"k" * 16
-    private = load({
-        **{name: text for name, text in REQUIRED.items() if name != "CLIENT_SECRET"},
-        "OIDC_CLIENT_AUTH_METHOD": "private_key_jwt", "CLIENT_PRIVATE_KEY": PEM,
-    })
-    assert private.client_secret.reveal() == ""
-    assert private.sealing_key_material() == PEM.encode()
-
-
-def test_nothing_to_derive_the_key_of_logins_from_is_a_problem() -> None:
-    line = only_problem(CLIENT_SECRET="")
-    assert line.startswith("SECRET_KEY: ") and "CLIENT_SECRET" in line
-
-
-def test_a_short_client_secret_is_a_weak_key() -> None:
-    assert any(line.startswith("CLIENT_SECRET: shorter") for line in warnings(CLIENT_SECRET="secret"))
-    assert warnings(CLIENT_SECRET="secret", SECRET_KEY="k" * 16) == ()
-
-
-@pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL], ids=str)
-@pytest.mark.parametrize("ending", ["\n", "\r\n"])
-def test_real_private_keys_are_taken(form: PrivateFormat, ending: str) -> None:
-    keys = (ec.generate_private_key(ec.SECP256R1()), rsa.generate_private_key(65537, 2048))
-    for key in keys:
-        pem = key.private_bytes(Encoding.PEM, form, NoEncryption()).decode().replace("\n", ending)
-        assert value("CLIENT_PRIVATE_KEY", pem).reveal() == pem
-        locked = key.private_bytes(Encoding.PEM, form, BestAvailableEncryption(b"pw")).decode()
-        assert "passphrase" in only_problem(CLIENT_PRIVATE_KEY=locked)
-
-
-def test_private_key_jwt_needs_a_private_key() -> None:
-    lines = problems(OIDC_CLIENT_AUTH_METHOD="private_key_jwt")
-    assert [line.partition(":")[0] for line in lines] == ["CLIENT_PRIVATE_KEY"]
-
-
-# --- rules between settings ------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("environ,name", [
-    ({"SERVER_PORT": "8082"}, "WEB_SERVER_PORT"),
-    ({"READINESS_PROBE_PORT": "8080"}, "READINESS_PROBE_PORT"),
-    ({"READINESS_PROBE_PORT": "8082"}, "READINESS_PROBE_PORT"),
-    ({"USERID_HEADER": "Kubeflow-Groups"}, "GROUPS_HEADER"),
-    ({"USERID_HEADER": "auth_method"}, "AUTH_METHOD_HEADER"),
-    ({"USERID_HEADER": "authorization"}, "USERID_HEADER"),
-    ({"GROUPS_HEADER": "X-Token", "ID_TOKEN_HEADER": "x-token"}, "GROUPS_HEADER"),
-    ({"USERID_HEADER": "Host"}, "USERID_HEADER"),
-    ({"GROUPS_HEADER": "set-cookie"}, "GROUPS_HEADER"),
-    ({"USERID_HEADER": "x-envoy-auth-headers-to-remove"}, "USERID_HEADER"),
-    ({"REDIRECT_URL": "/authservice/logout"}, "REDIRECT_URL"),
-    ({"REDIRECT_URL": "https://h.example/authservice/"}, "REDIRECT_URL"),
-    ({"REDIRECT_URL": "/authservice/verify"}, "REDIRECT_URL"),
-    ({"REDIRECT_URL": "/authservice/verify/cb"}, "REDIRECT_URL"),
-    ({"REDIRECT_URL": "/healthz"}, "REDIRECT_URL"),
-    ({"VERIFY_AUTH_URL": "/authservice/login"}, "VERIFY_AUTH_URL"),
-    ({"CHECK_PATH_PREFIX": "/authservice"}, "CHECK_PATH_PREFIX"),
-    ({"CHECK_PATH_PREFIX": "/login/", "REDIRECT_URL": "/login/oidc"}, "CHECK_PATH_PREFIX"),
-    ({"CHECK_PATH_PREFIX": "/verify", "VERIFY_AUTH_URL": "/verify"}, "CHECK_PATH_PREFIX"),
-    ({"SESSION_COOKIE_NAME": "__Host-session", "SESSION_COOKIE_SECURE": "false"}, "SESSION_COOKIE_NAME"),
-    ({"SESSION_COOKIE_NAME": "__host-session"}, "SESSION_COOKIE_NAME"),
-    ({"SESSION_COOKIE_NAME": "__Secure-s", "REDIRECT_URL": "http://h.example/cb"}, "SESSION_COOKIE_NAME"),
-    ({"SESSION_COOKIE_NAME": "__Host-s", "SESSION_COOKIE_SECURE": "true", "SESSION_COOKIE_DOMAIN": "h.example"},
-     "SESSION_COOKIE_NAME"),
-    ({"SESSION_SAME_SITE": "None", "SESSION_COOKIE_SECURE": "false"}, "SESSION_SAME_SITE"),
-    ({"SESSION_SAME_SITE": "none", "AUTHSERVICE_URL_PREFIX": "http://h.example/a"}, "SESSION_SAME_SITE"),
-    ({"SESSION_COOKIE_DOMAIN": "other.example", "REDIRECT_URL": "https://h.example/cb"}, "SESSION_COOKIE_DOMAIN"),
-    ({"SESSION_COOKIE_DOMAIN": "app.example", "REDIRECT_URL": "https://myapp.example/cb"}, "SESSION_COOKIE_DOMAIN"),
-    ({"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": ""}, "SESSION_STORE_REDIS_ADDR"),
-    ({"SESSION_STORE_REDIS_ADDR": "redis://:one@h", "SESSION_STORE_REDIS_PWD": "two"}, "SESSION_STORE_REDIS_PWD"),
-    ({"SESSION_STORE_REDIS_ADDR": "redis://h/1", "SESSION_STORE_REDIS_DB": "2"}, "SESSION_STORE_REDIS_DB"),
-], ids=str)
-def test_settings_that_contradict_each_other(environ: dict[str, str], name: str) -> None:
-    assert only_problem(**environ).startswith(f"{name}: ")
-
-
-@pytest.mark.parametrize("environ", [
-    {"SESSION_COOKIE_NAME": "__Host-session", "SESSION_COOKIE_SECURE": "true"},
-    {"SESSION_COOKIE_NAME": "__Host-session", "REDIRECT_URL": "https://h.example/cb"},
-    {"SESSION_COOKIE_NAME": "__Secure-session", "TRUSTED_PROXIES": "10.0.0.0/8"},
-    {"SESSION_COOKIE_NAME": "__Secure-s", "SESSION_COOKIE_SECURE": "true", "SESSION_COOKIE_DOMAIN": "h.example"},
-    {"SESSION_SAME_SITE": "None", "REDIRECT_URL": "https://h.example/cb"},
-    {"SESSION_SAME_SITE": "None", "SESSION_COOKIE_SECURE": "true"},
-    {"SESSION_COOKIE_DOMAIN": "example.com", "REDIRECT_URL": "https://app.example.com:8443/cb"},
-    {"GROUPS_HEADER": "", "AUTH_METHOD_HEADER": ""},
-    {"REDIRECT_URL": "/login/oidc"},
-    {"CHECK_PATH_PREFIX": "/authservice/check"},
-    {"CHECK_PATH_PREFIX": "/log", "REDIRECT_URL": "/login/oidc"},
-    {"KUBERNETES_AUTHN_ENABLED": "false", "CACHE_ENABLED": "false", "IDTOKEN_AUTHN_ENABLED": "false"},
-    {"VERIFY_AUTH_URL": "/verify"},
-    {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_PATH": ""},
-    {"SESSION_STORE_TYPE": "filesystem", "SESSION_STORE_REDIS_ADDR": ""},
-    {"SESSION_STORE_REDIS_ADDR": "redis://h/1", "SESSION_STORE_REDIS_DB": "1"},
-], ids=str)
-def test_settings_that_go_together(environ: dict[str, str]) -> None:
-    assert loaded(**environ).warnings == ()
-
-
-@pytest.mark.parametrize("address,wanted", [
-    ("redis.example:6379", ("redis.example:6379", "", "", 0)),
-    ("[::1]:6379", ("[::1]:6379", "", "", 0)),
-    ("redis://redis.example", ("redis://redis.example", "", "", 0)),
-    ("rediss://ann:p%40ss@redis.example:6380/5", ("rediss://redis.example:6380", "ann", "p@ss", 5)),
-    ("redis://:pw@redis.example/", ("redis://redis.example", "", "pw", 0)),
-    ("redis://h?db=4&password=pw&username=ann&ssl_cert_reqs=none", ("redis://h?ssl_cert_reqs=none", "ann", "pw", 4)),
-    ("unix:///run/redis.sock", ("unix:///run/redis.sock", "", "", 0)),
-    ("unix://ann:pw@/run/redis.sock?db=2", ("unix:///run/redis.sock", "ann", "pw", 2)),
-])
-def test_redis_addresses_are_freed_of_credentials(address: str, wanted: tuple[str, str, str, int]) -> None:
-    settings = loaded(SESSION_STORE_TYPE="redis", SESSION_STORE_REDIS_ADDR=address)
-    assert wanted == (
-        settings.session_store_redis_addr,
-        settings.session_store_redis_username,
-        settings.session_store_redis_pwd.reveal(),
-        settings.session_store_redis_db,
-    )
-
-
-# --- warnings --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("environ,beginning", [
-    ({"PORT": '"8080"'}, "PORT: not read any more. Today's setting is SERVER_PORT."),
-    ({"STORE_PATH": "/x"}, "STORE_PATH: not read any more. Today's setting is SESSION_STORE_PATH."),
-    ({"SKIP_AUTH_URI": "/a /b"}, "SKIP_AUTH_URI: not read any more. Today's setting is SKIP_AUTH_URLS"),
-    ({"SKIP_AUTH_URL": "/a"}, "SKIP_AUTH_URL: not read any more. Today's setting is SKIP_AUTH_URLS."),
-    ({"STATIC_DESTINATION_URL": "/"}, "STATIC_DESTINATION_URL: not read any more. Today's setting is AFTER_LOGOUT_URL"),
-    ({"TOKEN_HEADER": "X"}, "TOKEN_HEADER: not read any more. Today's setting is ID_TOKEN_HEADER."),
-    ({"TOKEN_SCHEME": "X"}, "TOKEN_SCHEME: not read any more."),
-    ({"LOGOUT_URL": "X"}, "LOGOUT_URL: not read any more."),
-    ({"WEB_SERVER_THEME": "X"}, "WEB_SERVER_THEME: not read any more. Today's setting is THEME."),
-    ({"WEB_SERVER_THEMES_URL": "X"}, "WEB_SERVER_THEMES_URL: not read any more. Today's setting is THEMES_URL."),
-    ({"SESSION_MAXAGE": "1"}, "SESSION_MAXAGE: has no effect. Did you mean SESSION_MAX_AGE?"),
-    ({"OIDC_SCOPE": "a"}, "OIDC_SCOPE: has no effect. Did you mean OIDC_SCOPES?"),
-    ({"REDIRECT_URI": "/"}, "REDIRECT_URI: has no effect. Did you mean REDIRECT_URL?"),
-    ({"userid_header": "a"}, "userid_header: has no effect. Did you mean USERID_HEADER?"),
-    ({"SESSION_STORE_REDIS_PASSWORD": "x"}, "SESSION_STORE_REDIS_PASSWORD: has no effect. Did you mean SESSION_STORE_RE"),
-    ({"SECRET_KEYS": "x"}, "SECRET_KEYS: has no effect. Did you mean SECRET_KEY?"),
-    ({"CLIENT_ID_FILE": "/x"}, "CLIENT_ID_FILE: has no effect. Only secrets can come from a file"),
-    ({"CLIENT_SECRETS_FILE": "/x"}, "CLIENT_SECRETS_FILE: has no effect. Did you mean CLIENT_SECRET_FILE?"),
-    ({"OIDC_STATE_STORE_PATH": "/x"}, "OIDC_STATE_STORE_PATH: accepted, without effect."),
-    ({"USERID_TOKEN_HEADER": "x"}, "USERID_TOKEN_HEADER: accepted, without effect."),
-    ({"SESSION_STORE_TYPE": "boltdb"}, "SESSION_STORE_TYPE: boltdb now means filesystem"),
-    ({"SKIP_AUTH_URLS": "https://idp/,/idp,/dex"}, "SKIP_AUTH_URLS: 'https://idp/' never matches"),
-    ({"SKIP_AUTH_URLS": "/dex,dex"}, "SKIP_AUTH_URLS: 'dex' never matches"),
-    ({"GROUPS_ALLOWLIST": ""}, "GROUPS_ALLOWLIST: empty"),
-    ({"TRUSTED_PROXIES": "0.0.0.0/0"}, "TRUSTED_PROXIES: every address"),
-    ({"ALLOWED_REDIRECT_HOSTS": ".com"}, "ALLOWED_REDIRECT_HOSTS: .com covers"),
-    ({"CLIENT_ID": ""}, "CLIENT_ID: set to nothing"),
-    ({"CLIENT_SECRET": "a secret of length\n"}, "CLIENT_SECRET: begins or ends"),
-    ({"REDIRECT_URL": "https://a.example/cb", "AUTHSERVICE_URL_PREFIX": "https://b.example/a"}, "REDIRECT_URL: names"),
-    ({"SESSION_SAME_SITE": "None"}, "SESSION_SAME_SITE: None needs"),
-    ({"SESSION_COOKIE_SECURE": "true", "REDIRECT_URL": "http://h.example/cb"}, "SESSION_COOKIE_SECURE: true, but"),
-    ({"STRICT_SESSION_VALIDATION": "true"}, "STRICT_SESSION_VALIDATION: switched on, but without effect"),
-    ({"SESSION_IDLE_TIMEOUT": "86400"}, "SESSION_IDLE_TIMEOUT: not shorter"),
-    ({"GATEWAY": "nginx", "CHECK_PATH_PREFIX": "/check"}, "CHECK_PATH_PREFIX: has no effect"),
-], ids=str)
-def test_what_is_said_and_does_not_stop_a_start(environ: dict[str, str], beginning: str) -> None:
-    (line,) = warnings(**environ)
-    assert line.startswith(beginning)
-    for name, text in environ.items():
-        assert name in BY_NAME or text not in line.replace(name, "").split()
-
-
-def test_former_names_never_change_a_value() -> None:
-    settings = loaded(PORT="9999", STORE_PATH="/elsewhere", SKIP_AUTH_URI="/open", USERID_TOKEN_HEADER="x")
-    plain = loaded()
-    assert all(getattr(settings, row.name.lower()) == getattr(plain, row.name.lower())
-               for row in ROWS if row.name not in ("USERID_TOKEN_HEADER", "USERID_TRANSFORMERS"))
-
-
-UNRELATED = """
-    PATH HOME HOSTNAME LANG LC_ALL PWD SHLVL TERM USER LOGNAME MAIL SHELL TZ TMPDIR EDITOR PAGER DISPLAY _ OLDPWD
-    KUBERNETES_SERVICE_HOST KUBERNETES_SERVICE_PORT KUBERNETES_SERVICE_PORT_HTTPS KUBERNETES_PORT
-    KUBERNETES_PORT_443_TCP KUBERNETES_PORT_443_TCP_PROTO KUBERNETES_PORT_443_TCP_PORT KUBERNETES_PORT_443_TCP_ADDR
-    AUTHSERVICE_SERVICE_HOST AUTHSERVICE_SERVICE_PORT AUTHSERVICE_PORT AUTHSERVICE_PORT_8080_TCP
-    AUTHSERVICE_PORT_8080_TCP_ADDR AUTHSERVICE_SERVICE_PORT_HTTP_AUTHSERVICE REDIS_SERVICE_HOST REDIS_PORT_6379_TCP
-    SERVER_PORT_8080_TCP SESSION_STORE_SERVICE_HOST
-    HTTP_PROXY HTTPS_PROXY NO_PROXY http_proxy https_proxy no_proxy KUBECONFIG SSL_CERT_FILE SSL_CERT_DIR
-    REQUESTS_CA_BUNDLE CURL_CA_BUNDLE GUNICORN_CMD_ARGS PYTHONPATH PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE
-    PYTHON_VERSION PYTHON_PIP_VERSION GPG_KEY VIRTUAL_ENV FLASK_ENV FLASK_APP PIP_CACHE_DIR POD_NAME POD_NAMESPACE
-    POD_IP NODE_NAME HOST_IP INVOCATION_ID JOURNAL_STREAM LISTEN_FDS LISTEN_PID NOTIFY_SOCKET STATE_DIRECTORY
-    CREDENTIALS_DIRECTORY SYSTEMD_EXEC_PID MAINPID XDG_SESSION_ID XDG_SESSION_TYPE XDG_SESSION_CLASS XDG_RUNTIME_DIR
-    SESSION_MANAGER DESKTOP_SESSION SSH_CLIENT SSH_CONNECTION SSH_AUTH_SOCK SSH_TTY DBUS_SESSION_BUS_ADDRESS
-    SERVER_NAME SERVER_SOFTWARE SERVER_PROTOCOL GATEWAY_INTERFACE REMOTE_ADDR REQUEST_METHOD
-    AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY GOOGLE_APPLICATION_CREDENTIALS CI GITHUB_TOKEN PYTEST_CURRENT_TEST
-    PYTEST_XDIST_WORKER DEBIAN_FRONTEND LESS LS_COLORS WINDOWID COLORTERM
-""".split()
-
-
-@pytest.mark.parametrize("name", UNRELATED)
-def test_variables_of_others_are_never_mentioned(name: str) -> None:
-    assert list(strange_names([name], BY_NAME, SECRETS)) == []
-
-
-def test_every_setting_is_known_to_the_warnings() -> None:
-    assert list(strange_names([*BY_NAME, *(f"{name}_FILE" for name in SECRETS)], BY_NAME, SECRETS)) == []
-
-
-# --- deployments -----------------------------------------------------------------------------
-
-KUBEFLOW_1_8 = {
-    "OIDC_PROVIDER": "http://dex.auth.svc.cluster.local:5556/dex",
-    "OIDC_AUTH_URL": "/dex/auth",
-    "OIDC_SCOPES": "profile email groups",
-    "AUTHSERVICE_URL_PREFIX": "/authservice/",
-    "SKIP_AUTH_URLS": "/dex",
-    "AFTER_LOGOUT_URL": "/",
-    "USERID_HEADER": "kubeflow-userid",
-    "USERID_PREFIX": "",
-    "USERID_CLAIM": "email",
-    "PORT": '"8080"',
-    "STORE_PATH": "/var/lib/authservice/data.db",
-    "CLIENT_ID": "kubeflow-oidc-authservice",
-    "CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok",
-    "KUBERNETES_SERVICE_HOST": "10.96.0.1",
-    "AUTHSERVICE_SERVICE_PORT": "8080",
-    "AUTHSERVICE_PORT": "tcp://10.96.0.9:8080",
-}
-
-
-def test_kubeflows_own_configuration_starts() -> None:
-    """Hazards 1, 2, 4, 6 and 7: quoted PORT, STORE_PATH, blanks in scopes, /dex, relative addresses."""
-    settings = load(KUBEFLOW_1_8)
-    assert settings.server_port == 8080
-    assert settings.oidc_scopes == ("openid", "profile", "email", "groups")
-    assert settings.skip_prefixes == ("/authservice", "/dex")
-    assert settings.redirect_url == "/authservice/oidc/callback"
-    assert settings.oidc_auth_url == "/dex/auth"
-    assert settings.after_logout_url == "/"
-    assert settings.outside_scheme is None
-    assert [line.partition(":")[0] for line in settings.warnings] == ["PORT", "STORE_PATH"]
-
-
-def test_the_originals_end_to_end_configuration_starts() -> None:
-    settings = load({
-        "OIDC_PROVIDER": "http://dex.auth.svc.cluster.local:5556/dex",
-        "OIDC_AUTH_URL": "/dex/auth",
-        "OIDC_SCOPES": "profile,email,groups",
-        "AUTHSERVICE_URL_PREFIX": "/authservice/",
-        "SKIP_AUTH_URLS": "/dex/",
-        "GROUPS_ALLOWLIST": "a,d,e,system:serviceaccounts",
-        "STRICT_SESSION_VALIDATION": "true",
-        "USERID_CLAIM": "email",
-        "CLIENT_ID": "authservice",
-        "CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok",
-    })
-    assert settings.strict_session_validation and settings.groups_allowlist[-1] == "system:serviceaccounts"
-    assert settings.warnings == (
-        "STRICT_SESSION_VALIDATION: switched on, but without effect in this version.",
-    )
-
-
-def test_an_absolute_callback_outside_the_prefix_starts() -> None:
-    settings = load({**KUBEFLOW_1_8, "REDIRECT_URL": "https://kf.example.com/login/oidc"})
-    assert (settings.callback_path, settings.prefix_path) == ("/login/oidc", "/authservice")
-    assert (settings.outside_scheme, settings.outside_host) == ("https", "kf.example.com")
-
-
-@pytest.mark.parametrize("environ", [
-    {"SKIP_AUTH_URI": "/a /b"},
-    {"SKIP_AUTH_URLS": "https://idp/,/idp,/dex"},
-    {"GROUPS_HEADER": "", "GROUPS_CLAIM": ""},
-    {"USERID_PREFIX": "", "OIDC_AUTH_URL": "", "REDIRECT_URL": "", "CA_BUNDLE": "", "SKIP_AUTH_URLS": "",
-     "AFTER_LOGIN_URL": "", "HOMEPAGE_URL": "", "AFTER_LOGOUT_URL": "", "VERIFY_AUTH_URL": "", "SERVER_HOSTNAME": "",
-     "TEMPLATE_PATH": "", "THEME": "", "THEMES_URL": "", "EXTERNAL_AUTHZ_URL": "", "SESSION_STORE_REDIS_ADDR": "",
-     "SESSION_STORE_REDIS_PWD": "", "SESSION_SAME_SITE": "", "AUDIENCES": "", "USERID_TOKEN_HEADER": "",
-     "CLIENT_NAME": "", "OIDC_STATE_STORE_PATH": "", "AUTH_HEADER": "", "ID_TOKEN_HEADER": ""},
-    {"TEMPLATE_PATH": "/home/authservice/web/templates/gitlab/auto_logout"},
-    {"SESSION_STORE_TYPE": "boltdb", "OIDC_STATE_STORE_PATH": "/var/lib/authservice/data.db"},
-    {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": "redis.ns.svc:6379", "SESSION_STORE_REDIS_PWD": "pw"},
-    {"SESSION_SAME_SITE": "None"},
-    {"READINESS_PROBE_PORT": "8081"},
-    {"OIDC_PROVIDER": "https://accounts.google.com"},
-    {"CACHE_ENABLED": "true", "CACHE_EXPIRATION_MINUTES": "10"},
-    {"USERID_TRANSFORMERS": '[{"matches": "user@domain\\\\.com", "replaces": "internal"}]'},
-], ids=str)
-def test_settings_seen_in_real_deployments_start(environ: dict[str, str]) -> None:
-    assert load({**KUBEFLOW_1_8, **environ})
-
-
-# --- all at once -----------------------------------------------------------------------------
-
-
-def test_every_setting_wrong_at_once_is_told_at_once() -> None:
-    wrong = {name: texts[-1] for name, texts in REFUSED.items()}
-    found = examine(wrong)
-    told = {line.partition(":")[0] for line in found.problems}
-    assert found.settings is None
-    # An empty path is wrong only for one of the stores, and which one is meant cannot be read here.
-    assert told == wrong.keys() - {"SESSION_STORE_PATH"} | {"CLIENT_ID", "CLIENT_SECRET"}
 
 
 def test_the_algorithms_that_can_be_chosen_are_those_that_tokens_are_checked_with() -> None:

@@ -37,7 +37,9 @@ def test_certificates(tmp_path: Path) -> None:
     trustme.CA().cert_pem.write_to_path(str(good))
     bad.write_text("no certificate")
     assert startup.problems(settings(tmp_path, CA_BUNDLE=str(good))) == ()
-    assert only_problem(tmp_path, CA_BUNDLE=str(bad)) == f"CA_BUNDLE: {bad} holds no certificates in PEM form."
+    assert (
+        only_problem(tmp_path, CA_BUNDLE=str(bad)) == f"CA_BUNDLE: {bad} holds no certificates in PEM form."
+    )
     line = only_problem(tmp_path, CA_BUNDLE=str(tmp_path / "absent.pem"))
     assert line.startswith("CA_BUNDLE: ") and "No such file" in line
     assert only_problem(tmp_path, CA_BUNDLE=str(tmp_path)).startswith("CA_BUNDLE: ")
@@ -112,8 +114,13 @@ def test_an_external_authorizer_is_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_a_start_tells_everything_at_once(tmp_path: Path) -> None:
-    environ = {**REQUIRED, "CA_BUNDLE": "/no/ca", "TEMPLATE_PATH": "/no/templates", "SESSION_STORE_PATH": "/proc/x",
-               "PORT": "8080"}
+    environ = {
+        **REQUIRED,
+        "CA_BUNDLE": "/no/ca",
+        "TEMPLATE_PATH": "/no/templates",
+        "SESSION_STORE_PATH": "/proc/x",
+        "PORT": "8080",
+    }
     with pytest.raises(SettingsError) as stopped:
         startup.checked(environ)
     text = startup.explain(stopped.value)
@@ -123,4 +130,7 @@ def test_a_start_tells_everything_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as stopped:
         startup.checked({"OIDC_CLIENT_ID": "x"})
     assert "CLIENT_ID" in startup.explain(stopped.value)
-    assert startup.checked({**REQUIRED, "SESSION_STORE_PATH": str(tmp_path / "data.db")}).client_id == "authservice"
+    assert (
+        startup.checked({**REQUIRED, "SESSION_STORE_PATH": str(tmp_path / "data.db")}).client_id
+        == "authservice"
+    )

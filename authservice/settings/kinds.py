@@ -155,7 +155,7 @@ def split_words(text: str) -> tuple[str, ...]:
 
 
 LIST = Kind(split, "a comma-separated list")
-PATHS = Kind(lambda text: tuple(Path(element) for element in split(text)), "a comma-separated list of folders")
+PATHS = Kind(lambda text: tuple(map(Path, split(text))), "a comma-separated list of folders")
 
 
 def _skip_list(text: str) -> tuple[str, ...]:

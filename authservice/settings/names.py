@@ -58,7 +58,8 @@ def strange_names(environ: Iterable[str], known: Collection[str], secrets: Colle
         elif name in BORROWED:
             yield f"{name}: has no effect. The setting is called {BORROWED[name]}."
         elif name.endswith("_FILE") and name.removesuffix("_FILE") in known:
-            yield f"{name}: has no effect. Only secrets can come from a file; set {name.removesuffix('_FILE')}."
+            setting = name.removesuffix("_FILE")
+            yield f"{name}: has no effect. Only secrets can come from a file; set {setting}."
         else:
             near = nearest(name, accepted)
             if near:

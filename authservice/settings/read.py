@@ -67,10 +67,8 @@ class _Reading:
             self._parse(row)
         self._complete()
         self.problems += self._apply(rules.PROBLEMS)
-        warnings = [
-            *strange_names(self.environ, [row.name for row in ROWS], [row.name for row in ROWS if row.secret]),
-            *self._apply(rules.WARNINGS),
-        ]
+        known, secrets = [row.name for row in ROWS], [row.name for row in ROWS if row.secret]
+        warnings = [*strange_names(self.environ, known, secrets), *self._apply(rules.WARNINGS)]
         settings = None
         if not self.problems:
             settings = Settings(**self.values, warnings=tuple(warnings))
@@ -95,7 +93,7 @@ class _Reading:
 
     def _file_problem(self, row: Row, reason: str) -> None:
         self.unreadable.add(row.name)
-        self.problems.append(f"{row.name}_FILE: the file cannot be used ({reason}). Takes a file that we can read.")
+        self.problems.append(f"{row.name}_FILE: the file cannot be used ({reason}). Takes a readable one.")
 
     def _parse(self, row: Row) -> None:
         if row.name in self.unreadable:
@@ -138,12 +136,11 @@ class _Reading:
         return f"{ascii(text)}, {count}" if len(text) <= _SHOWN else f"{ascii(text[:_SHOWN])}..., {count}"
 
     def _may_hold_secret(self, text: str) -> bool:
-        secrets = (self.texts.get(row.name, "") for row in ROWS if row.secret)
-        return (
-            "@" in text
-            or "-----BEGIN" in text
-            or any(len(secret) > 3 and (secret in text or (text in secret and len(text) > 3)) for secret in secrets)
+        secrets = [self.texts.get(row.name, "") for row in ROWS if row.secret]
+        alike = any(
+            (len(secret) > 3 and secret in text) or (len(text) > 3 and text in secret) for secret in secrets
         )
+        return alike or "@" in text or "-----BEGIN" in text
 
     def _complete(self) -> None:
         """Fills in what depends on other settings."""
@@ -183,7 +180,8 @@ class _Reading:
                 continue
             if self.texts.get(name.upper()) and self.values[name] != told:
                 self.problems.append(
-                    f"{name.upper()}: differs from what the URL in SESSION_STORE_REDIS_ADDR says. Set one of them."
+                    f"{name.upper()}: differs from what the URL in SESSION_STORE_REDIS_ADDR says. "
+                    "Set one of them."
                 )
             self.values[name] = told
 

@@ -47,7 +47,11 @@ def headers_differ(
     """Applications may read ``_`` and ``-`` in a header's name as the same."""
     seen = {_folded(auth_header): "AUTH_HEADER"}
     seen.setdefault(_folded(id_token_header), "ID_TOKEN_HEADER")
-    told = {"USERID_HEADER": userid_header, "GROUPS_HEADER": groups_header, "AUTH_METHOD_HEADER": auth_method_header}
+    told = {
+        "USERID_HEADER": userid_header,
+        "GROUPS_HEADER": groups_header,
+        "AUTH_METHOD_HEADER": auth_method_header,
+    }
     for name, header in told.items():
         if not header:
             continue
@@ -74,7 +78,8 @@ def routes_differ(authservice_url_prefix: str, redirect_url: str, verify_auth_ur
     for name, address in {"VERIFY_AUTH_URL": verify_auth_url, "REDIRECT_URL": redirect_url}.items():
         path = path_of(address)
         if path in taken or path == prefix:
-            yield f"{name}: {path} is the path of {taken.get(path, 'our own pages')}. Takes a path of its own."
+            owner = taken.get(path, "our own pages")
+            yield f"{name}: {path} is the path of {owner}. Takes a path of its own."
         taken.setdefault(path, name)
     callback, verify = path_of(redirect_url), path_of(verify_auth_url)
     if callback.startswith(f"{verify}/"):
@@ -138,14 +143,16 @@ def same_site_none_is_secure(
         )
 
 
-def cookie_domain_covers_us(session_cookie_domain: str, redirect_url: str, authservice_url_prefix: str) -> Lines:
+def cookie_domain_covers_us(
+    session_cookie_domain: str, redirect_url: str, authservice_url_prefix: str
+) -> Lines:
     authority = parse_authority(outside(redirect_url, authservice_url_prefix)[1] or "")
     if not session_cookie_domain or authority is None:
         return
     if authority.host != session_cookie_domain and not authority.host.endswith("." + session_cookie_domain):
         yield (
-            f"SESSION_COOKIE_DOMAIN: {session_cookie_domain} does not cover {authority.host}, where the callback "
-            "sets the cookie: browsers would drop it."
+            f"SESSION_COOKIE_DOMAIN: {session_cookie_domain} does not cover {authority.host}, where the "
+            "callback sets the cookie: browsers would drop it."
         )
 
 
@@ -153,7 +160,10 @@ def the_store_has_a_place(
     session_store_type: str, session_store_redis_addr: str, texts: Mapping[str, str]
 ) -> Lines:
     if session_store_type == "redis" and not session_store_redis_addr:
-        yield "SESSION_STORE_REDIS_ADDR: set to nothing, but SESSION_STORE_TYPE is redis. Takes host:port or a URL."
+        yield (
+            "SESSION_STORE_REDIS_ADDR: set to nothing, but SESSION_STORE_TYPE is redis. Takes host:port or "
+            "a URL."
+        )
     if session_store_type == "filesystem" and texts.get("SESSION_STORE_PATH") == "":
         yield "SESSION_STORE_PATH: set to nothing. Takes the path of a file in a folder that we can write to."
 
@@ -171,8 +181,8 @@ def check_prefix_is_not_ours(
     for name, address in ours.items():
         if check_path_prefix and (path_of(address) + "/").startswith(above):
             yield (
-                f"CHECK_PATH_PREFIX: {check_path_prefix} is the beginning of {path_of(address)} ({name}). Takes a "
-                "path that nothing else has."
+                f"CHECK_PATH_PREFIX: {check_path_prefix} is the beginning of {path_of(address)} ({name}). "
+                "Takes a path that nothing else has."
             )
             return
 
@@ -195,9 +205,15 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
 
 def without_effect(texts: Mapping[str, str]) -> Lines:
     if texts.get("OIDC_STATE_STORE_PATH"):
-        yield "OIDC_STATE_STORE_PATH: accepted, without effect. A login on its way is kept in the browser, sealed."
+        yield (
+            "OIDC_STATE_STORE_PATH: accepted, without effect. A login on its way is kept in the browser, "
+            "sealed."
+        )
     if texts.get("USERID_TOKEN_HEADER"):
-        yield "USERID_TOKEN_HEADER: accepted, without effect. No header carries the ID token to the application."
+        yield (
+            "USERID_TOKEN_HEADER: accepted, without effect. No header carries the ID token to the "
+            "application."
+        )
 
 
 def not_yet(
@@ -240,7 +256,10 @@ def nobody_passes(groups_allowlist: tuple[str, ...]) -> Lines:
 
 def everybody_is_trusted(trusted_proxies: tuple[IPv4Network | IPv6Network, ...]) -> Lines:
     if any(network.prefixlen == 0 for network in trusted_proxies):
-        yield "TRUSTED_PROXIES: every address is trusted, so every client can say what scheme and address it has."
+        yield (
+            "TRUSTED_PROXIES: every address is trusted, so every client can say what scheme and address it "
+            "has."
+        )
 
 
 def whole_top_level(allowed_redirect_hosts: tuple[str, ...]) -> Lines:
@@ -268,15 +287,18 @@ def stray_line_breaks(client_id: str, client_secret: Secret, session_store_redis
 def guessable_key(client_secret: Secret, secret_key: Secret) -> Lines:
     if not secret_key and 0 < len(client_secret.reveal()) < 16:
         yield (
-            "CLIENT_SECRET: shorter than 16 characters, and the key of logins is derived from it. Set SECRET_KEY "
-            "to at least 16 random characters, the same on all replicas."
+            "CLIENT_SECRET: shorter than 16 characters, and the key of logins is derived from it. Set "
+            "SECRET_KEY to at least 16 random characters, the same on all replicas."
         )
 
 
 def two_hosts(redirect_url: str, authservice_url_prefix: str) -> Lines:
     callback, prefix = outside(redirect_url, "")[1], outside("", authservice_url_prefix)[1]
     if callback and prefix and callback != prefix:
-        yield "REDIRECT_URL: names another host than AUTHSERVICE_URL_PREFIX; the cookie is set on the callback's host."
+        yield (
+            "REDIRECT_URL: names another host than AUTHSERVICE_URL_PREFIX; the cookie is set on the "
+            "callback's host."
+        )
 
 
 def same_site_none_may_fail(
@@ -289,16 +311,18 @@ def same_site_none_may_fail(
     unknown = outside(redirect_url, authservice_url_prefix)[0] is None and not trusted_proxies
     if session_same_site == "None" and session_cookie_secure is None and unknown:
         yield (
-            "SESSION_SAME_SITE: None needs a Secure cookie, and nothing here tells that the outside is https. "
-            "Set SESSION_COOKIE_SECURE=true."
+            "SESSION_SAME_SITE: None needs a Secure cookie, and nothing here tells that the outside is "
+            "https. Set SESSION_COOKIE_SECURE=true."
         )
 
 
-def secure_on_http(session_cookie_secure: bool | None, redirect_url: str, authservice_url_prefix: str) -> Lines:
+def secure_on_http(
+    session_cookie_secure: bool | None, redirect_url: str, authservice_url_prefix: str
+) -> Lines:
     if session_cookie_secure and outside(redirect_url, authservice_url_prefix)[0] == "http":
         yield (
-            "SESSION_COOKIE_SECURE: true, but the site's address is http: browsers drop the cookie on every host "
-            "but localhost."
+            "SESSION_COOKIE_SECURE: true, but the site's address is http: browsers drop the cookie on every "
+            "host but localhost."
         )
 
 

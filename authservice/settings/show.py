@@ -47,9 +47,8 @@ def plain(width: int = 100) -> str:
         parts.append(f"{section}\n{'=' * len(section)}\n")
         for row in rows:
             parts.append(f"{row.name}  [{_default(row).replace('**', '').replace('`', '')}]")
-            parts.append(textwrap.fill(
-                _meaning(row).replace("`", "").replace(NO_EFFECT, NO_EFFECT.replace("*", "")), width, initial_indent="    ", subsequent_indent="    "
-            ))
+            text = _meaning(row).replace("`", "").replace(NO_EFFECT, NO_EFFECT.replace("*", ""))
+            parts.append(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    "))
             if row.secret:
                 parts.append(f"    Or {row.name}_FILE: a file that holds it.")
         if section == "Pages":

@@ -69,6 +69,8 @@ _page = _section("Pages")
 _server = _section("The server")
 _ignored = _section("Accepted, without effect")
 
+ClientAuthMethod = Literal["client_secret_basic", "client_secret_post", "private_key_jwt"]
+
 CONTEXT_PREFIX = "TEMPLATE_CONTEXT_"
 
 NOT_YET = frozenset({
@@ -97,12 +99,13 @@ class Declared:
         "with `OIDC_CLIENT_AUTH_METHOD=private_key_jwt`.",
         secret=True,
     )
-    oidc_client_auth_method: Literal["client_secret_basic", "client_secret_post", "private_key_jwt"] = _provider(
+    oidc_client_auth_method: ClientAuthMethod = _provider(
         kinds.choice("client_secret_basic", "client_secret_post", "private_key_jwt"), "client_secret_basic",
         "How we authenticate at the provider's token endpoint.",
     )
     client_private_key: Secret = _provider(
-        kinds.PRIVATE_KEY, "", "The private key (PEM, without passphrase) for `private_key_jwt`.", secret=True,
+        kinds.PRIVATE_KEY, "", "The private key (PEM, without passphrase) for `private_key_jwt`.",
+        secret=True,
     )
     oidc_scopes: tuple[str, ...] = _provider(
         kinds.SCOPES, "openid,email", "What is asked for at login.", example="openid,profile,email,groups",
@@ -113,7 +116,9 @@ class Declared:
         otherwise="discovered", example="/dex/auth",
     )
     oidc_token_url: str = _provider(addresses.ENDPOINT, "", "The token endpoint.", otherwise="discovered")
-    oidc_userinfo_url: str = _provider(addresses.ENDPOINT, "", "The userinfo endpoint.", otherwise="discovered")
+    oidc_userinfo_url: str = _provider(
+        addresses.ENDPOINT, "", "The userinfo endpoint.", otherwise="discovered"
+    )
     oidc_jwks_url: str = _provider(addresses.ENDPOINT, "", "The provider's keys.", otherwise="discovered")
     oidc_revocation_url: str = _provider(
         addresses.ENDPOINT, "", "The token revocation endpoint.", otherwise="discovered"
@@ -213,7 +218,8 @@ class Declared:
         example="preferred_username",
     )
     userid_header: str = _identity(
-        kinds.HEADER_OR_OFF, "kubeflow-userid", "The header that tells the user id. Set to nothing: not sent.",
+        kinds.HEADER_OR_OFF, "kubeflow-userid",
+        "The header that tells the user id. Set to nothing: not sent.",
     )
     userid_prefix: str = _identity(kinds.HEADER_TEXT, "", "Put before the user id in the header.")
     userid_transformers: Transformers = _identity(
@@ -313,7 +319,8 @@ class Declared:
         kinds.HEADER_OR_OFF, "Authorization", "The header in which a session's value is accepted as bearer.",
     )
     id_token_header: str = _bearer(
-        kinds.HEADER_OR_OFF, "Authorization", "The header in which ID tokens and access tokens are looked for.",
+        kinds.HEADER_OR_OFF, "Authorization",
+        "The header in which ID tokens and access tokens are looked for.",
     )
     audiences: tuple[str, ...] = _bearer(
         kinds.LIST, "istio-ingressgateway.istio-system.svc.cluster.local",
@@ -338,7 +345,8 @@ class Declared:
     theme: str = _page(addresses.THEME_NAME, "kubeflow", "The theme's folder below `THEMES_URL`.")
     themes_url: str = _page(addresses.THEME_BASE, "themes", "Where themes are served from.")
     template_path: tuple[Path, ...] = _page(
-        kinds.PATHS, "", "Folders whose templates replace the built-in ones of the same name; the last one wins.",
+        kinds.PATHS, "",
+        "Folders whose templates replace the built-in ones of the same name; the last one wins.",
         otherwise="built-in ones only", example="/etc/authservice/templates",
     )
     template_context: Mapping[str, str] = field()
