@@ -150,8 +150,8 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
     if allow.remove_headers and style is PASSES_ANSWERS_ON:
         if dialect == "envoy":
             headers += ((REMOVE, ",".join(allow.remove_headers)),)
-        else:
-            headers += tuple((name, "") for name in allow.remove_headers if "_" not in name)
+        elif allow.identity is None:
+            headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, allow.remove_headers)))
     return Reply(style.allow_status, headers)
 
 

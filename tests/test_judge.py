@@ -368,3 +368,9 @@ def app_store(environ: dict[str, str]) -> Callable[[Flask], int]:
             return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
     return count
+
+
+def test_an_identity_header_with_an_underscore_is_neutralised_too(make_browser: Callable[..., Browser]) -> None:
+    browser = make_browser(GATEWAY="caddy", SKIP_AUTH_URLS="/deep", GROUPS_HEADER="x_groups")
+    passed = browser.get("/authservice/forward-auth", **TestForwardAuth.TOLD)
+    assert passed.status == 200 and passed.header("x_groups") == "" and passed.header("kubeflow-userid") == ""
