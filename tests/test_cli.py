@@ -12,7 +12,8 @@ import pytest
 from authservice import __version__
 from authservice.cli import main
 from authservice.settings import show
-from tests.test_settings import KUBEFLOW_1_8, PEM, REFUSED, REQUIRED
+from tests.test_settings import PEM, REFUSED, REQUIRED
+from tests.test_settings_rules import KUBEFLOW_1_8
 
 
 def run(capsys: pytest.CaptureFixture[str], *argv: str, **environ: str) -> tuple[int, str]:
