@@ -304,6 +304,17 @@ def test_s24_a_store_that_is_down_lets_nobody_in_and_deletes_no_cookie(
     assert ask("/who", f"{NAME}={secret}").text == "carol carol"
 
 
+def test_s24_a_login_that_cannot_be_kept_leaves_the_old_session(
+    ask: Ask, store: WatchedStore, sessions: Sessions, clock: Clock
+) -> None:
+    secret = sessions.begin(a_session(clock, user_id="carol"))
+    store.failing = {"save"}
+    answer = ask("/login/alice", f"{NAME}={secret}")
+    assert answer.status_code == 503
+    assert "Set-Cookie" not in answer.headers
+    assert ask("/who", f"{NAME}={secret}").text == "carol carol"
+
+
 # --- Flask-Session's own ways are closed ------------------------------------------------------
 
 DICTIONARY_USES: list[Callable[[Any], Any]] = [

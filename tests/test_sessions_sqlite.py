@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import random
 import sqlite3
@@ -16,6 +17,7 @@ from threading import Thread
 import pytest
 
 from authservice.errors import StoreDown
+from authservice.sessions import sqlite
 from authservice.sessions.sqlite import BUSY_TIMEOUT, SWEEP_LIMIT, SqliteStore
 from tests.contracts import MINUTE, Clock, StoreContract, output, run_python
 from tests.waiting import until
@@ -208,6 +210,20 @@ def test_b62_many_processes_may_start_at_once_on_a_new_file(tmp_path: Path) -> N
         process.stdin.write("go\n")
         process.stdin.flush()
     assert sorted(output(process) for process in processes) == ["False"] * 5 + ["True"]
+
+
+def test_b61_a_start_waits_for_another_start_but_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", timedelta(milliseconds=50))
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    store = SqliteStore(tmp_path / "sessions.db", Clock())
+    with pytest.raises(StoreDown):
+        store.ping()
+    assert list(tmp_path.iterdir()) == []
+    os.close(other)
+    assert works(store)
 
 
 # --- bad times --------------------------------------------------------------------------------
