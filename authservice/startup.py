@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import ssl
+import stat
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -146,10 +147,13 @@ def _store_warnings(settings: Settings) -> Iterator[str]:
 
 
 def _head(file: Path) -> bytes | None:
-    """A file's beginning; empty when there is none or it may not be read, ``None`` when it does not exist."""
-    if not file.exists():
+    """A file's beginning; empty when it is no file or may not be read, ``None`` when it does not exist.
+    Raises OSError when it cannot be looked at (a loop of links, a closed folder)."""
+    try:
+        mode = file.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    if not file.is_file() or not os.access(file, os.R_OK):
+    if not stat.S_ISREG(mode) or not os.access(file, os.R_OK):
         return b""
     with file.open("rb") as opened:
         return opened.read(64)
