@@ -44,6 +44,7 @@ from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
 from authservice.sessions.seal import Keyring
 from authservice.sessions.sqlite import SqliteStore
+from authservice.sessions.sweeping import Sweeper
 from authservice.settings import Secret, Settings
 from authservice.urls import PathPrefixes, ReturnAddresses
 
@@ -74,6 +75,7 @@ class Service:
     readiness: Readiness
     provider: Provider
     store: Store
+    sweeper: Sweeper
     sessions: Sessions
     cookie_rules: CookieRules
     secure: Callable[[str | None], bool]
@@ -81,12 +83,17 @@ class Service:
 
     def start(self) -> None:
         """Starts the background work of this process, and again in each process forked from it."""
-        os.register_at_fork(after_in_child=self.provider.start)
+        os.register_at_fork(after_in_child=self._start_threads)
+        self._start_threads()
+
+    def _start_threads(self) -> None:
         self.provider.start()
+        self.sweeper.start()
 
     def stop(self) -> None:
         """Ends the background work and lets go of the store."""
         self.provider.stop()
+        self.sweeper.stop()
         self.store.close()
 
 
@@ -188,7 +195,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         settings.session_cookie_httponly,
         settings.session_same_site,
     )
-    return Service(judging, serving, readiness, provider, store, sessions, cookie_rules, secure, trust)
+    return Service(judging, serving, readiness, provider, store, Sweeper(store), sessions, cookie_rules, secure, trust)
 
 
 def build_provider(settings: Settings, now: Clock) -> tuple[Provider, Client]:
@@ -226,6 +233,7 @@ def build_store(settings: Settings, now: Clock) -> Store:
             password=settings.session_store_redis_pwd.reveal(),
             db=settings.session_store_redis_db,
             now=now,
+            ca_bundle=str(settings.ca_bundle or ""),
         )
     return SqliteStore(settings.session_store_path, now)
 
@@ -271,9 +279,9 @@ def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now
     """
     settings = startup.checked(environ)
     logs.configure(settings.log_level, known_secrets(settings))
-    for warning in (*settings.warnings, *startup.warnings(settings)):
-        log.warning(Event.SETTING_NOTE.value, extra={"note": warning})
     service = build(settings, now)
+    for note in (*settings.warnings, *service.site.pages.warnings, *service.store.notices):
+        log.warning(Event.SETTING_NOTE.value, extra={"note": note})
     ports = {str(settings.server_port): JUDGE, str(settings.web_server_port): SITE}
     if settings.readiness_probe_port:
         ports[str(settings.readiness_probe_port)] = PROBE
