@@ -7,6 +7,7 @@ well come later than we do.
 
 from __future__ import annotations
 
+import errno
 import os
 import ssl
 import stat
@@ -22,6 +23,9 @@ from authservice.settings import Settings, load
 _BOLT_MAGIC_AT = 16
 _BOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
 _SQLITE_MAGIC = b"SQLite format 3\0"
+
+# A full disk is no reason to stay away: logins fail until there is room, and sessions go on being read.
+_PASSING = (errno.ENOSPC, errno.EDQUOT)
 
 HELP = "`authservice settings` explains every setting; `authservice check-config` checks them again."
 
@@ -121,6 +125,8 @@ def _store_problems(settings: Settings) -> Iterator[str]:
     try:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
+        if error.errno in _PASSING:
+            return
         yield (
             f"SESSION_STORE_PATH: nothing can be written in {folder} by user {os.geteuid()} "
             f"({error.strerror}). Make the folder writable, or name a file in another one."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -57,6 +58,17 @@ def test_a_folder_of_the_store_that_is_not_ours(tmp_path: Path) -> None:
     where = str(sealed / "data.db") if os.geteuid() else "/proc/data.db"  # root may write to any other
     line = only_problem(tmp_path, SESSION_STORE_PATH=where)
     assert line.startswith("SESSION_STORE_PATH: nothing can be written in ")
+
+
+@pytest.mark.parametrize("code,stops", [(errno.ENOSPC, False), (errno.EDQUOT, False), (errno.EROFS, True)])
+def test_a_full_disk_does_not_stop_a_start(
+    code: int, stops: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(**_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("authservice.startup.tempfile.TemporaryFile", fails)
+    assert bool(startup.problems(settings(tmp_path))) is stops
 
 
 def test_b61_a_loop_of_links_is_said(tmp_path: Path) -> None:
