@@ -270,6 +270,8 @@ def _flaw(parameters: Mapping[str, str]) -> str:
         return "both code and error" if code is not None else "neither code nor error"
     if code is not None and not 0 < len(code) <= MAX_CODE:
         return "code is empty or too long"
+    if error == "":
+        return "error is empty"
     return ""
 
 
