@@ -144,7 +144,9 @@ def rsa_key(number: int, bits: int = 2048) -> rsa.RSAPrivateKey:
 
 @lru_cache(maxsize=None)
 def ec_key(number: int, curve: str = "secp256r1") -> ec.EllipticCurvePrivateKey:
-    return ec.generate_private_key({"secp256r1": ec.SECP256R1, "secp256k1": ec.SECP256K1, "secp384r1": ec.SECP384R1}[curve]())
+    return ec.generate_private_key(
+        {"secp256r1": ec.SECP256R1, "secp256k1": ec.SECP256K1, "secp384r1": ec.SECP384R1}[curve]()
+    )
 
 
 def public_jwk(key: Any, **members: Any) -> dict[str, Any]:
@@ -310,7 +312,9 @@ class FakeProvider:
         if f"{endpoint}_html" in fault:
             return _Reply(200, b"<!doctype html><title>Hello</title>", {"Content-Type": "text/html"})
         if f"{endpoint}_deep" in fault:
-            return _Reply(200, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, {"Content-Type": "application/json"})
+            return _Reply(
+                200, b'{"a":' * 100_000 + b"1" + b"}" * 100_000, {"Content-Type": "application/json"}
+            )
         answers: Mapping[str, Callable[[Call], _Reply]] = {
             "discovery": self._discovery,
             "jwks": self._jwks,
@@ -380,7 +384,10 @@ class FakeProvider:
             return _json(400, {"error": "invalid_request", "error_description": wrong})
         given: dict[str, str] = {"state": asked["state"]}
         if "authorize_error" in self._faults:
-            given |= {"error": str(self._faults["authorize_error"]), "error_description": "<script>alert(1)</script>"}
+            given |= {
+                "error": str(self._faults["authorize_error"]),
+                "error_description": "<script>alert(1)</script>",
+            }
         else:
             code = secrets.token_hex(16)
             if "wrong_code" not in self._faults:
@@ -463,7 +470,10 @@ class FakeProvider:
             return (unquote_plus(name), unquote_plus(secret)) == (self.client_id, self.client_secret)
         if not self.client_secret:
             return call.form.get("client_id") == self.client_id
-        return (call.form.get("client_id"), call.form.get("client_secret")) == (self.client_id, self.client_secret)
+        return (call.form.get("client_id"), call.form.get("client_secret")) == (
+            self.client_id,
+            self.client_secret,
+        )
 
     def _assertion_holds(self, assertion: str) -> bool:
         try:
@@ -565,7 +575,10 @@ class FakeProvider:
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> str:
         """A token signed with the key that the key set announces for signing."""
         return jwt.encode(
-            dict(claims), self.signing_key, algorithm="RS256", headers={"kid": self.kid} if header is None else dict(header)
+            dict(claims),
+            self.signing_key,
+            algorithm="RS256",
+            headers={"kid": self.kid} if header is None else dict(header),
         )
 
 
@@ -669,7 +682,9 @@ class _Handler(BaseHTTPRequestHandler):
         faults = provider._faults
         self.send_response(reply.status)
         for name, value in reply.headers.items():
-            self.send_header(name, quote(value, safe="!#$%&'()*+,/:;=?@[]~ \"") if name == "Location" else value)
+            self.send_header(
+                name, quote(value, safe="!#$%&'()*+,/:;=?@[]~ \"") if name == "Location" else value
+            )
         if f"endless_headers_{endpoint}" in faults:
             return self._send_for_ever(provider, lambda n: f"X-Header-{n}: 1\r\n".encode(), 0.02)
         if f"huge_{endpoint}" in faults:
@@ -679,7 +694,9 @@ class _Handler(BaseHTTPRequestHandler):
         if f"gzip_bomb_{endpoint}" in faults:
             reply.body = _gzip_bomb()
             self.send_header("Content-Encoding", "gzip")
-        self.send_header("Content-Length", str(len(reply.body) + (50 if f"cut_off_{endpoint}" in faults else 0)))
+        self.send_header(
+            "Content-Length", str(len(reply.body) + (50 if f"cut_off_{endpoint}" in faults else 0))
+        )
         self.end_headers()
         if f"cut_off_{endpoint}" in faults:
             self.close_connection = True

@@ -47,7 +47,8 @@ class TestAuthorizationRequest:
     def test_d3_d4_d5_s19_what_is_always_sent(self, rp: RelyingParty) -> None:
         asked = sent(rp.begin().url)
         assert set(asked) == {
-            "response_type", "client_id", "redirect_uri", "scope", "state", "nonce", "code_challenge", "code_challenge_method",
+            "response_type", "client_id", "redirect_uri", "scope", "state", "nonce", "code_challenge",
+            "code_challenge_method",
         }  # fmt: skip
         assert asked["response_type"] == "code" and asked["code_challenge_method"] == "S256"
         assert asked["scope"].split()[0] == "openid" and asked["redirect_uri"] == CALLBACK
@@ -65,7 +66,9 @@ class TestAuthorizationRequest:
             ("https://p.example/a?x=1&y=", "https://p.example/a?x=1&y=&response_type=code"),
         ],
     )
-    def test_a_relative_endpoint_and_one_with_a_query(self, fake: FakeProvider, endpoint: str, start: str) -> None:
+    def test_a_relative_endpoint_and_one_with_a_query(
+        self, fake: FakeProvider, endpoint: str, start: str
+    ) -> None:
         rp = RelyingParty(fake, overrides=Overrides(authorization_endpoint=endpoint))
         assert rp.begin().url.startswith(start)
 
@@ -77,7 +80,9 @@ class TestAuthorizationRequest:
 
 
 class TestClientAuthentication:
-    @pytest.mark.parametrize("secret", ["p:a%s+s w", "ünïcödé€", "a=b&c", "%2B", "~._-*", "'\"\\<>", "x" * 500, "a\tb"])
+    @pytest.mark.parametrize(
+        "secret", ["p:a%s+s w", "ünïcödé€", "a=b&c", "%2B", "~._-*", "'\"\\<>", "x" * 500, "a\tb"]
+    )
     @pytest.mark.parametrize("name", ["client", "cli:ent id+ü%"])
     def test_a14_d6_basic_with_any_characters(self, name: str, secret: str) -> None:
         with FakeProvider(client_id=name, client_secret=secret) as fake:
@@ -121,12 +126,21 @@ class TestClientAuthentication:
     def test_private_keys_that_cannot_sign_are_told_at_once(self, fake: FakeProvider) -> None:
         weak = rsa.generate_private_key(65537, 1024)
         curve = ec_key(0, "secp256k1")
-        locked = rsa_key(1).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x")
-        ).decode()
-        public = rsa_key(1).public_key().public_bytes(
-            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-        ).decode()
+        locked = (
+            rsa_key(1)
+            .private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.BestAvailableEncryption(b"x"),
+            )
+            .decode()
+        )
+        public = (
+            rsa_key(1)
+            .public_key()
+            .public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+            .decode()
+        )
         for text in ("", "no key", pem(weak), pem(curve), locked, public):
             with pytest.raises(ValueError) as caught:
                 RelyingParty(fake, credentials=Credentials("c", "", "private_key_jwt", text))
@@ -156,10 +170,14 @@ GOOD = {"access_token": "at", "token_type": "Bearer", "id_token": "a.b.c"}
 
 class TestTokenAnswer:
     def test_a_good_one(self) -> None:
-        tokens = read_token_response(answer({**GOOD, "refresh_token": "rt", "expires_in": 60, "scope": "x"}), NOW)
+        tokens = read_token_response(
+            answer({**GOOD, "refresh_token": "rt", "expires_in": 60, "scope": "x"}), NOW
+        )
         assert (tokens.access_token, tokens.id_token, tokens.refresh_token) == ("at", "a.b.c", "rt")
         assert tokens.access_token_expires == NOW + timedelta(seconds=60)
-        assert "at" not in repr(tokens).replace("access_token_expires", "").replace("datetime", "").replace("Tokens", "")
+        assert "at" not in repr(tokens).replace("access_token_expires", "").replace("datetime", "").replace(
+            "Tokens", ""
+        )
 
     def test_the_least(self) -> None:
         tokens = read_token_response(answer(GOOD), NOW)
@@ -170,7 +188,19 @@ class TestTokenAnswer:
         assert read_token_response(answer({**GOOD, "token_type": kind}), NOW)
 
     @pytest.mark.parametrize(
-        "expires_in,expected", [("60", 60), (60.5, 60.5), (0, 0), (-1, None), (1e300, None), ("soon", None), (None, None), ([], None), ("nan", None), ("inf", None)]
+        "expires_in,expected",
+        [
+            ("60", 60),
+            (60.5, 60.5),
+            (0, 0),
+            (-1, None),
+            (1e300, None),
+            ("soon", None),
+            (None, None),
+            ([], None),
+            ("nan", None),
+            ("inf", None),
+        ],
     )
     def test_expires_in_is_advice(self, expires_in: Any, expected: float | None) -> None:
         found = read_token_response(answer({**GOOD, "expires_in": expires_in}), NOW).access_token_expires
@@ -179,9 +209,12 @@ class TestTokenAnswer:
     @pytest.mark.parametrize(
         "change",
         [
-            {"id_token": ...}, {"id_token": None}, {"id_token": 1}, {"id_token": ""}, {"access_token": ...}, {"access_token": ""},
-            {"access_token": ["at"]}, {"access_token": "a\r\nX-Evil: 1"}, {"access_token": "ä"}, {"access_token": "x" * 70_000},
-            {"token_type": "DPoP"}, {"token_type": "mac"}, {"token_type": None}, {"token_type": 1}, {"refresh_token": 5},
+            {"id_token": ...}, {"id_token": None}, {"id_token": 1}, {"id_token": ""}, {"access_token": ...},
+            {"access_token": ""},
+            {"access_token": ["at"]}, {"access_token": "a\r\nX-Evil: 1"}, {"access_token": "ä"},
+            {"access_token": "x" * 70_000},
+            {"token_type": "DPoP"}, {"token_type": "mac"}, {"token_type": None}, {"token_type": 1},
+            {"refresh_token": 5},
             {"refresh_token": "a\nb"}, {"error": "invalid_grant"}, {"error": None},
         ],
         ids=lambda value: str(value)[:40],
@@ -191,7 +224,9 @@ class TestTokenAnswer:
         with pytest.raises(ProviderWrong):
             read_token_response(answer(body), NOW)
 
-    @pytest.mark.parametrize("body", [b"", b"null", b"[]", b"access_token=at&id_token=x", b"<html>", b"{" * 100_000, b"\xff"])
+    @pytest.mark.parametrize(
+        "body", [b"", b"null", b"[]", b"access_token=at&id_token=x", b"<html>", b"{" * 100_000, b"\xff"]
+    )
     def test_p01_p04_what_is_no_json_object(self, body: bytes) -> None:
         with pytest.raises(ProviderWrong):
             read_token_response(answer(body), NOW)
@@ -205,7 +240,10 @@ class TestTokenAnswer:
     def test_p01_the_error_s_code_is_told_and_its_text_is_not(self) -> None:
         with pytest.raises(EndpointRefused) as caught:
             read_token_response(answer({"error": "invalid_grant", "error_description": "geheim"}, 400), NOW)
-        assert caught.value.code == "invalid_grant" and str(caught.value) == "token endpoint: status 400, invalid_grant"
+        assert (
+            caught.value.code == "invalid_grant"
+            and str(caught.value) == "token endpoint: status 400, invalid_grant"
+        )
         with pytest.raises(EndpointRefused) as caught:
             read_token_response(answer({"error": "<b>geheim</b>"}, 400), NOW)
         assert caught.value.code == "" and "geheim" not in str(caught.value)
@@ -230,7 +268,8 @@ class TestUserinfo:
     @pytest.mark.parametrize(
         "body",
         [
-            b"", b"<html></html>", b'["sub"]', b"null", b'"sub"', b"{}", b'{"sub":null}', b'{"sub":1}', b'{"sub":["a"]}',
+            b"", b"<html></html>", b'["sub"]', b"null", b'"sub"', b"{}", b'{"sub":null}', b'{"sub":1}',
+            b'{"sub":["a"]}',
             b'{"sub":"a","sub":"b"}', b'{"a":' * 100_000, b'{"sub":"a","x":NaN}',
             b"eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.", b"eyJhbGciOiJSUzI1NiJ9.eyJzdWIiOiJhIn0.AAAA",
         ],
@@ -252,8 +291,14 @@ class TestRevocation:
         finished = rp.login()
         assert rp.client.revoke(finished.refresh_token, finished.access_token) == []
         first, second = rp.fake.calls("revoke")
-        assert (first.form["token"], first.form["token_type_hint"]) == (finished.refresh_token, "refresh_token")
-        assert (second.form["token"], second.form["token_type_hint"]) == (finished.access_token, "access_token")
+        assert (first.form["token"], first.form["token_type_hint"]) == (
+            finished.refresh_token,
+            "refresh_token",
+        )
+        assert (second.form["token"], second.form["token_type_hint"]) == (
+            finished.access_token,
+            "access_token",
+        )
         assert first.headers["authorization"].startswith("Basic ") and first.query == {}
 
     def test_what_there_is_not_is_not_revoked(self, rp: RelyingParty) -> None:
@@ -274,9 +319,19 @@ class TestRevocation:
         assert rp.client.revoke("rt", "at") == ["refresh_token"]
 
     @pytest.mark.parametrize(
-        "fault", ["revoke_error_500", "revoke_error_404", "silent_revoke", "cut_off_revoke", "huge_revoke", "endless_headers_revoke"]
+        "fault",
+        [
+            "revoke_error_500",
+            "revoke_error_404",
+            "silent_revoke",
+            "cut_off_revoke",
+            "huge_revoke",
+            "endless_headers_revoke",
+        ],
     )
-    def test_b41_b57_b58_failures_are_values(self, rp: RelyingParty, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_b41_b57_b58_failures_are_values(
+        self, rp: RelyingParty, fault: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.INFO, "authservice")
         rp.begin()
         rp.fake.misbehave(fault)
@@ -312,19 +367,48 @@ class TestRevocation:
     def test_a_provider_that_is_gone(self, rp: RelyingParty) -> None:
         finished = rp.login()
         rp.fake.stop()
-        assert rp.client.revoke(finished.refresh_token, finished.access_token) == ["refresh_token", "access_token"]
+        assert rp.client.revoke(finished.refresh_token, finished.access_token) == [
+            "refresh_token",
+            "access_token",
+        ]
 
 
 class TestRedeeming:
-    @pytest.mark.parametrize("fault", ["token_invalid_grant", "token_invalid_client", "token_error_500", "token_error_404", "token_200_error", "token_html", "token_deep", "token_twice", "token_utf16", "huge_token", "gzip_bomb_token"])
-    def test_p01_p04_j20_is_refused_once_and_for_all(self, rp: RelyingParty, fault: str, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            "token_invalid_grant",
+            "token_invalid_client",
+            "token_error_500",
+            "token_error_404",
+            "token_200_error",
+            "token_html",
+            "token_deep",
+            "token_twice",
+            "token_utf16",
+            "huge_token",
+            "gzip_bomb_token",
+        ],
+    )
+    def test_p01_p04_j20_is_refused_once_and_for_all(
+        self, rp: RelyingParty, fault: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         caplog.set_level(logging.DEBUG)
         error = rp.refused_login(ProviderWrong, fault)
         assert error.status == 502 and rp.called("token") == 1 and rp.called("userinfo") == 0
         assert "secret detail" not in str(error)
         assert rp.fake.client_secret not in caplog.text
 
-    @pytest.mark.parametrize("fault,value", [("drip_token", 0.1), ("slow_token", 60), ("endless_headers_token", True), ("cut_off_token", True), ("silent_token", True)])
+    @pytest.mark.parametrize(
+        "fault,value",
+        [
+            ("drip_token", 0.1),
+            ("slow_token", 60),
+            ("endless_headers_token", True),
+            ("cut_off_token", True),
+            ("silent_token", True),
+        ],
+    )
     def test_p05_no_answer_in_time_is_504(self, fake: FakeProvider, fault: str, value: Any) -> None:
         from authservice.outbound import Http
 

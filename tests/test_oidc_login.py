@@ -59,7 +59,9 @@ def state_of(begun: Begun) -> str:
     return parameters(urlsplit(begun.url).query)["state"]
 
 
-def refuse(rp: RelyingParty, query: str, cookies: list[tuple[str, str]], kind: type[AuthServiceError] = LoginNotOurs) -> AuthServiceError:
+def refuse(
+    rp: RelyingParty, query: str, cookies: list[tuple[str, str]], kind: type[AuthServiceError] = LoginNotOurs
+) -> AuthServiceError:
     with pytest.raises(AuthServiceError) as caught:
         rp.flow.finish(query, cookies)
     assert type(caught.value) is kind, repr(caught.value)
@@ -71,23 +73,36 @@ class TestAcceptance:
         finished = rp.login()
         assert isinstance(finished.claims, VerifiedClaims)
         assert finished.claims["sub"] == rp.fake.claims["sub"] and finished.claims["iss"] == rp.fake.issuer
-        assert finished.claims["email"] == "alice@example.com" and finished.claims["groups"] == ["admins", "dev"]
+        assert finished.claims["email"] == "alice@example.com" and finished.claims["groups"] == [
+            "admins",
+            "dev",
+        ]
         assert finished.return_to == DEEP_LINK
         assert finished.id_token.count(".") == 2 and finished.access_token and finished.refresh_token
         assert finished.access_token_expires is not None and finished.access_token_expires.tzinfo is not None
-        assert [call.endpoint for call in rp.fake.calls()] == ["discovery", "jwks", "authorize", "token", "userinfo"]
+        assert [call.endpoint for call in rp.fake.calls()] == [
+            "discovery",
+            "jwks",
+            "authorize",
+            "token",
+            "userinfo",
+        ]
         (call,) = rp.fake.calls("userinfo")
         assert call.headers["authorization"] == f"Bearer {finished.access_token}"
 
     @pytest.mark.parametrize(
         "fault",
         [
-            "wrong_issuer", "missing_sub", "empty_sub", "numeric_sub", "wrong_audience", "missing_aud", "empty_aud", "foreign_aud",
-            "missing_iat", "expired", "alg_none", "bad_signature", "wrong_nonce", "missing_nonce", "wrong_at_hash", "unknown_kid",
+            "wrong_issuer", "missing_sub", "empty_sub", "numeric_sub", "wrong_audience", "missing_aud",
+            "empty_aud", "foreign_aud",
+            "missing_iat", "expired", "alg_none", "bad_signature", "wrong_nonce", "missing_nonce",
+            "wrong_at_hash", "unknown_kid",
             "token_no_id_token", "token_no_access_token",
         ],
     )  # fmt: skip
-    def test_a02_a03_a04_a05_a09_a10_a12_d2_userinfo_is_not_called(self, rp: RelyingParty, fault: str) -> None:
+    def test_a02_a03_a04_a05_a09_a10_a12_d2_userinfo_is_not_called(
+        self, rp: RelyingParty, fault: str
+    ) -> None:
         error = rp.refused_login(ProviderWrong, fault)
         assert error.status == 502 and rp.called("token") == 1 and rp.called("userinfo") == 0
 
@@ -110,18 +125,31 @@ class TestAcceptance:
         assert rp.refused_login(ProviderWrong, fault).status == 502
         assert rp.called("userinfo") == 1
 
-    @pytest.mark.parametrize("sub", ["248289761001 ", "248289761002", "", None, 248289761001, ["248289761001"]])
+    @pytest.mark.parametrize(
+        "sub", ["248289761001 ", "248289761002", "", None, 248289761001, ["248289761001"]]
+    )
     def test_a11_any_other_sub(self, rp: RelyingParty, sub: Any) -> None:
         rp.fake.misbehave("userinfo_answer", {**rp.fake.claims, "sub": sub})
         rp.refused_login(ProviderWrong)
 
     @pytest.mark.parametrize(
-        "fault", ["userinfo_error_500", "userinfo_error_404", "userinfo_html", "userinfo_deep", "userinfo_twice", "huge_userinfo", "gzip_bomb_userinfo"]
+        "fault",
+        [
+            "userinfo_error_500",
+            "userinfo_error_404",
+            "userinfo_html",
+            "userinfo_deep",
+            "userinfo_twice",
+            "huge_userinfo",
+            "gzip_bomb_userinfo",
+        ],
     )
     def test_c17_userinfo_fails(self, rp: RelyingParty, fault: str) -> None:
         assert rp.refused_login(ProviderWrong, fault).status == 502
 
-    @pytest.mark.parametrize("body", [b"[]", b"eyJhbGciOiJub25lIn0.eyJzdWIiOiIyNDgyODk3NjEwMDEifQ.", b'{"sub":"248289761001"} x'])
+    @pytest.mark.parametrize(
+        "body", [b"[]", b"eyJhbGciOiJub25lIn0.eyJzdWIiOiIyNDgyODk3NjEwMDEifQ.", b'{"sub":"248289761001"} x']
+    )
     def test_c17_userinfo_in_another_form(self, rp: RelyingParty, body: bytes) -> None:
         rp.fake.misbehave("userinfo_answer", body)
         rp.refused_login(ProviderWrong)
@@ -132,7 +160,9 @@ class TestAcceptance:
             rp.refused_login(ProviderWrong)
             assert not other.calls()
 
-    @pytest.mark.parametrize("fault,value", [("drip_userinfo", 0.1), ("cut_off_userinfo", True), ("slow_userinfo", 60)])
+    @pytest.mark.parametrize(
+        "fault,value", [("drip_userinfo", 0.1), ("cut_off_userinfo", True), ("slow_userinfo", 60)]
+    )
     def test_p05_userinfo_does_not_answer(self, fake: FakeProvider, fault: str, value: Any) -> None:
         fake.misbehave(fault, value)
         rp = RelyingParty(fake, http=Http(timeout=timedelta(seconds=1)))
@@ -157,12 +187,16 @@ class TestAcceptance:
     @pytest.mark.parametrize(
         ("error", "kind", "status"),
         [
-            ("login_required", ProviderSaidNo, 403), ("access_denied", ProviderSaidNo, 403), ("interaction_required", ProviderSaidNo, 403),
-            ("consent_required", ProviderSaidNo, 403), ("something_else", ProviderSaidNo, 403), ("invalid_scope", ProviderSaidNo, 403),
+            ("login_required", ProviderSaidNo, 403), ("access_denied", ProviderSaidNo, 403),
+            ("interaction_required", ProviderSaidNo, 403),
+            ("consent_required", ProviderSaidNo, 403), ("something_else", ProviderSaidNo, 403),
+            ("invalid_scope", ProviderSaidNo, 403),
             ("server_error", ProviderWrong, 502), ("temporarily_unavailable", ProviderBusy, 503),
         ],
     )  # fmt: skip
-    def test_a23_b51_the_provider_s_errors(self, rp: RelyingParty, error: str, kind: type[AuthServiceError], status: int) -> None:
+    def test_a23_b51_the_provider_s_errors(
+        self, rp: RelyingParty, error: str, kind: type[AuthServiceError], status: int
+    ) -> None:
         rp.fake.misbehave("authorize_error", error)
         begun = rp.begin()
         refused = refuse(rp, rp.at_provider(begun), [cookie(begun)], kind)
@@ -170,9 +204,16 @@ class TestAcceptance:
         assert "script" not in str(refused) and "something" not in str(refused)
 
     @pytest.mark.parametrize("description", ["%C3%A9t%C3%A9", "%0a%0d", "%FF", "x" * 2000, "%3Cscript%3E"])
-    def test_a23_a_description_in_any_language_does_not_matter(self, rp: RelyingParty, description: str) -> None:
+    def test_a23_a_description_in_any_language_does_not_matter(
+        self, rp: RelyingParty, description: str
+    ) -> None:
         begun = rp.begin()
-        refuse(rp, f"error=access_denied&error_description={description}&state={state_of(begun)}", [cookie(begun)], ProviderSaidNo)
+        refuse(
+            rp,
+            f"error=access_denied&error_description={description}&state={state_of(begun)}",
+            [cookie(begun)],
+            ProviderSaidNo,
+        )
 
     @pytest.mark.parametrize("state", ["", "&state=", "&state=unknown"])
     def test_a24_s18_an_error_without_a_state_of_ours(self, rp: RelyingParty, state: str) -> None:
@@ -189,7 +230,19 @@ class TestAcceptance:
 
 
 class TestBinding:
-    @pytest.mark.parametrize("query", ["", "state=", "state=unknown", "code=x", "code=x&state=", "code=x&state=unknown", "code=x&STATE={}", "code=x&state[]={}"])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "",
+            "state=",
+            "state=unknown",
+            "code=x",
+            "code=x&state=",
+            "code=x&state=unknown",
+            "code=x&STATE={}",
+            "code=x&state[]={}",
+        ],
+    )
     def test_f01_f08_no_state_of_ours(self, rp: RelyingParty, query: str) -> None:
         begun = rp.begin()
         error = refuse(rp, query.format(state_of(begun)), [cookie(begun)])
@@ -197,7 +250,8 @@ class TestBinding:
 
     def test_f01_a_state_of_another_deployment(self, fake: FakeProvider, rp: RelyingParty) -> None:
         other = LoginFlow(
-            rp.provider, rp.client, Keyring([b"another key altogether, 32 bytes"]), spend=lambda *_: True, now=rp.clock,
+            rp.provider, rp.client, Keyring([b"another key altogether, 32 bytes"]), spend=lambda *_: True,
+            now=rp.clock,
             cookie_prefix="authservice_session",
         )  # fmt: skip
         begun = other.begin(DEEP_LINK, [])
@@ -261,18 +315,25 @@ class TestBinding:
     @pytest.mark.parametrize(
         "change",
         [
-            lambda s: s[:-1] + ("A" if s[-1] != "A" else "B"), lambda s: s[:-4], lambda s: s + "A", lambda s: s * 40, lambda s: "x" * 8192,
-            lambda s: s + "%00", lambda s: "%00" + s, lambda s: s + "%0a", lambda s: s + "%FF", lambda s: s + "%C3%A9", lambda s: s + "+",
+            lambda s: s[:-1] + ("A" if s[-1] != "A" else "B"), lambda s: s[:-4], lambda s: s + "A",
+            lambda s: s * 40, lambda s: "x" * 8192,
+            lambda s: s + "%00", lambda s: "%00" + s, lambda s: s + "%0a", lambda s: s + "%FF",
+            lambda s: s + "%C3%A9", lambda s: s + "+",
             lambda s: s.upper(), lambda s: quote(quote(s + "=")), lambda s: "%",
         ],
     )  # fmt: skip
     def test_f07_a_changed_state(self, rp: RelyingParty, change: Callable[[str], str]) -> None:
         begun = rp.begin()
         answer = parameters(rp.at_provider(begun))
-        assert refuse(rp, f"code={answer['code']}&state={change(answer['state'])}", [cookie(begun)]).status == 400
+        assert (
+            refuse(rp, f"code={answer['code']}&state={change(answer['state'])}", [cookie(begun)]).status
+            == 400
+        )
         assert not rp.called("token")
 
-    @pytest.mark.parametrize("name", ["state", "code", "error", "iss", "st%61te", "c%6fde", "session_state", "error_description"])
+    @pytest.mark.parametrize(
+        "name", ["state", "code", "error", "iss", "st%61te", "c%6fde", "session_state", "error_description"]
+    )
     @pytest.mark.parametrize("first", [True, False])
     def test_f08_repeated_parameters(self, rp: RelyingParty, name: str, first: bool) -> None:
         begun = rp.begin()
@@ -282,7 +343,21 @@ class TestBinding:
         refuse(rp, "&".join([*twice, *rest] if first else [*rest, *twice]), [cookie(begun)])
         assert not rp.called("token")
 
-    @pytest.mark.parametrize("query", ["code=x&error=access_denied", "error=access_denied&code=x", "", "code=", "error=", "code=" + "x" * 65536, "code=x%00", "code=%0d%0a", "code=%FF", "error=%00"])
+    @pytest.mark.parametrize(
+        "query",
+        [
+            "code=x&error=access_denied",
+            "error=access_denied&code=x",
+            "",
+            "code=",
+            "error=",
+            "code=" + "x" * 65536,
+            "code=x%00",
+            "code=%0d%0a",
+            "code=%FF",
+            "error=%00",
+        ],
+    )
     def test_f09_f10_code_and_error_or_neither(self, rp: RelyingParty, query: str) -> None:
         begun = rp.begin()
         state = state_of(begun)
@@ -297,7 +372,9 @@ class TestBinding:
         refuse(rp, f"code={stolen}&state={state_of(victim)}", [cookie(victim)], EndpointRefused)
         assert rp.called("token") == 1 and rp.called("userinfo") == 0
 
-    def test_f11_the_nonce_holds_where_a_provider_ignores_pkce(self, rp: RelyingParty, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_f11_the_nonce_holds_where_a_provider_ignores_pkce(
+        self, rp: RelyingParty, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(rp.fake, "_redeemed", lambda call: rp.fake._codes.pop(call.form["code"]))
         attacker, victim = rp.begin(), rp.begin()
         stolen = parameters(rp.at_provider(attacker))["code"]
@@ -307,14 +384,21 @@ class TestBinding:
     def test_f12_f19_tokens_that_nobody_asked_for(self, rp: RelyingParty) -> None:
         rp.provider.metadata()
         token = rp.fake.sign(rp.fake.good_claims("248289761001", None))
-        for query in (f"id_token={token}", f"id_token={token}&access_token=x&code=x", f"id_token={token}&state=x", "code=x"):
+        for query in (
+            f"id_token={token}",
+            f"id_token={token}&access_token=x&code=x",
+            f"id_token={token}&state=x",
+            "code=x",
+        ):
             refuse(rp, query, [])
         begun = rp.begin()
         query = rp.at_provider(begun)
         finished = rp.finish(f"{query}&id_token={token}&access_token=planted", begun)
         assert finished.id_token != token and finished.access_token != "planted"
 
-    @pytest.mark.parametrize("iss", [None, "", "https://other.example", "{}/", "{}x", "upper", "{}%20", "{}&iss={}"])
+    @pytest.mark.parametrize(
+        "iss", [None, "", "https://other.example", "{}/", "{}x", "upper", "{}%20", "{}&iss={}"]
+    )
     def test_f13_iss_when_it_is_announced(self, fake: FakeProvider, iss: str | None) -> None:
         fake.announces_iss = True
         rp = RelyingParty(fake)
@@ -323,7 +407,9 @@ class TestBinding:
         assert answer.pop("iss") == fake.issuer
         query = urlencode(answer)
         if iss is not None:
-            query += "&iss=" + (fake.issuer.upper() if iss == "upper" else iss.format(fake.issuer, fake.issuer))
+            query += "&iss=" + (
+                fake.issuer.upper() if iss == "upper" else iss.format(fake.issuer, fake.issuer)
+            )
         assert refuse(rp, query, [cookie(begun)]).status == 400
         assert not rp.called("token")
 
@@ -365,7 +451,9 @@ class TestBinding:
     def test_a_login_under_a_key_that_was_rotated_out_or_in(self, rp: RelyingParty) -> None:
         old, new = b"the old key of the service, long", b"the new key of the service, long"
         made = {
-            name: LoginFlow(rp.provider, rp.client, Keyring(keys), spend=lambda *_: True, now=rp.clock, cookie_prefix="s")
+            name: LoginFlow(
+                rp.provider, rp.client, Keyring(keys), spend=lambda *_: True, now=rp.clock, cookie_prefix="s"
+            )
             for name, keys in {"before": [old], "rotating": [new, old], "after": [new]}.items()
         }
         begun = made["before"].begin(DEEP_LINK, [])
@@ -417,7 +505,11 @@ class TestAvailability:
 
 class TestReturnAddress:
     def test_o12_s02_byte_for_byte(self, rp: RelyingParty) -> None:
-        for address in ("https://app.example/app?next=https://other/x&y=//z%2F%20a", "/relative;x?y", "https://app.example/" + "%41" * 300):
+        for address in (
+            "https://app.example/app?next=https://other/x&y=//z%2F%20a",
+            "/relative;x?y",
+            "https://app.example/" + "%41" * 300,
+        ):
             begun = rp.begin(address)
             assert rp.finish(rp.at_provider(begun), begun).return_to == address
 
@@ -443,12 +535,33 @@ class TestReturnAddress:
 class TestClaims:
     def test_the_protocol_s_claims_come_from_the_id_token_alone(self) -> None:
         id_token = {"iss": "i", "sub": "s", "aud": "a", "exp": 1, "iat": 2, "nonce": "n"}
-        forged = {name: "forged" for name in (*id_token, "sid", "azp", "acr", "amr", "auth_time", "at_hash", "events", "jti", "nbf")}
+        forged = {
+            name: "forged"
+            for name in (
+                *id_token,
+                "sid",
+                "azp",
+                "acr",
+                "amr",
+                "auth_time",
+                "at_hash",
+                "events",
+                "jti",
+                "nbf",
+            )
+        }
         assert merge_claims(id_token, forged) == id_token
 
     def test_everything_else_comes_from_userinfo_first(self) -> None:
         id_token = {"sub": "s", "sid": "1", "email": "old@x", "groups": ["a"], "name": "N", "department": "d"}
-        userinfo = {"sub": "s", "email": "new@x", "groups": ["b"], "name": None, "realm_access": {"roles": ["r"]}, "nickname": None}
+        userinfo = {
+            "sub": "s",
+            "email": "new@x",
+            "groups": ["b"],
+            "name": None,
+            "realm_access": {"roles": ["r"]},
+            "nickname": None,
+        }
         assert merge_claims(id_token, userinfo) == {
             "sub": "s", "sid": "1", "email": "new@x", "groups": ["b"], "name": "N", "department": "d",
             "realm_access": {"roles": ["r"]}, "nickname": None,
@@ -472,7 +585,9 @@ class TestClaims:
         assert merge_claims(id_token, userinfo).get("email_verified") is verified
 
     def test_through_a_login(self, rp: RelyingParty) -> None:
-        rp.fake.id_token_claims.update(email="id@token.example", email_verified=True, sid="S 1&'", department="d")
+        rp.fake.id_token_claims.update(
+            email="id@token.example", email_verified=True, sid="S 1&'", department="d"
+        )
         rp.fake.claims.update(iss="forged", aud="forged", sid="forged", exp=1)
         del rp.fake.claims["email_verified"]
         finished = rp.login()
@@ -487,7 +602,9 @@ class TestClaims:
             del rp.fake.claims["email_verified"]
         claims = rp.login().claims
         assert claims.get("email_verified", ...) is value or claims["email_verified"] == value
-        assert type(claims.get("email_verified", ...)) is type(value), "text stays text, and does not count as verified"
+        assert type(claims.get("email_verified", ...)) is type(value), (
+            "text stays text, and does not count as verified"
+        )
 
     @pytest.mark.parametrize("value", [42, "fals", "True", "", 0, 1, [], [True], {"a": 1}])
     def test_u35_u36_email_verified_that_is_neither(self, rp: RelyingParty, value: Any) -> None:
@@ -512,18 +629,29 @@ class TestClaims:
         assert rp.login().provider_sid == ""
 
 
-def test_s33_no_secret_in_a_log_an_error_or_a_repr(rp: RelyingParty, caplog: pytest.LogCaptureFixture) -> None:
+def test_s33_no_secret_in_a_log_an_error_or_a_repr(
+    rp: RelyingParty, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     finished = rp.login()
     texts = [repr(finished), repr(rp.client), repr(rp.provider), repr(rp.http)]
-    for fault in ("wrong_nonce", "bad_signature", "token_invalid_client", "token_error_500", "userinfo_other_sub", "userinfo_error_500", "unknown_kid"):
+    for fault in (
+        "wrong_nonce",
+        "bad_signature",
+        "token_invalid_client",
+        "token_error_500",
+        "userinfo_other_sub",
+        "userinfo_error_500",
+        "unknown_kid",
+    ):
         texts.append(str(rp.refused_login(LoginRefused, fault)))
         rp.fake.behave()
     rp.fake.stop()
     rp.client.revoke(finished.refresh_token, finished.access_token)
     texts.append(caplog.text + str([vars(record) for record in caplog.records]))
     secrets = [
-        rp.fake.client_secret, finished.access_token, finished.refresh_token, finished.id_token, *finished.id_token.split(".")[1:],
+        rp.fake.client_secret, finished.access_token, finished.refresh_token, finished.id_token,
+        *finished.id_token.split(".")[1:],
         *(call.form.get("code", "-----") for call in rp.fake.calls("token")),
         *(call.form.get("code_verifier", "-----") for call in rp.fake.calls("token")),
         rp.fake.claims["email"], rp.fake.claims["sub"],
@@ -540,9 +668,11 @@ def still() -> Iterator[RelyingParty]:
         yield rp
 
 
-@given(st.text(st.characters(max_codepoint=255)) | st.lists(st.sampled_from(
-    ["state", "code", "error", "iss", "=", "&", "%", "%00", "%FF", "+", ";", "x", "#", "?"])).map("".join))
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)  # fmt: skip
+PIECES = ["state", "code", "error", "iss", "=", "&", "%", "%00", "%FF", "+", ";", "x", "#", "?"]
+
+
+@given(st.text(st.characters(max_codepoint=255)) | st.lists(st.sampled_from(PIECES)).map("".join))
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_f07_no_query_is_more_than_a_refusal(still: RelyingParty, query: str) -> None:
     with pytest.raises(LoginNotOurs):
         still.flow.finish(query, [("authservice_session_login_x", "y")])

@@ -20,7 +20,9 @@ PREFIX = "authservice_session"
 Pair = tuple[str, str]
 
 
-def logins(clock: MovableClock | None = None, keyring: Keyring = KEYRING, prefix: str = PREFIX) -> PendingLogins:
+def logins(
+    clock: MovableClock | None = None, keyring: Keyring = KEYRING, prefix: str = PREFIX
+) -> PendingLogins:
     return PendingLogins(keyring, prefix, clock or MovableClock(), secrets.token_urlsafe)
 
 
@@ -117,12 +119,18 @@ class TestBinding:
         made = logins()
         pending = made.new("/x", [])
         name, value = pair(made, pending)
-        orders: list[list[Pair]] = [[(name, "planted"), (name, value)], [(name, value), (name, "planted")], [(name, ""), (name, value)]]
+        orders: list[list[Pair]] = [
+            [(name, "planted"), (name, value)],
+            [(name, value), (name, "planted")],
+            [(name, ""), (name, value)],
+        ]
         for cookies in orders:
             found = made.find(pending.state, cookies)
             assert found is not None and found.nonce == pending.nonce
 
-    @pytest.mark.parametrize("seconds,found", [(0, True), (599, True), (601, False), (86400, False), (-30, True), (-120, False)])
+    @pytest.mark.parametrize(
+        "seconds,found", [(0, True), (599, True), (601, False), (86400, False), (-30, True), (-120, False)]
+    )
     def test_f06_age(self, seconds: int, found: bool) -> None:
         clock = MovableClock()
         made = logins(clock)
@@ -165,7 +173,11 @@ class TestNumber:
         assert len(jar) == 3
         for number, pending in enumerate(begun):
             found = made.find(pending.state, list(jar.items()))
-            assert found is not None and found.return_to == f"/tab/{number}" and found.verifier == pending.verifier
+            assert (
+                found is not None
+                and found.return_to == f"/tab/{number}"
+                and found.verifier == pending.verifier
+            )
 
     def test_s31_what_began_at_once_without_a_cookie_is_cut_to_a_handful(self) -> None:
         clock = MovableClock()
@@ -209,5 +221,10 @@ class TestNumber:
 
     def test_cookies_of_other_names_are_never_touched(self) -> None:
         made = logins()
-        others = [(PREFIX, "x"), (f"{PREFIX}_rounds", "x"), ("x" + PREFIX + "_login_1", "x"), (f"{PREFIX}_LOGIN_1", "x")]
+        others = [
+            (PREFIX, "x"),
+            (f"{PREFIX}_rounds", "x"),
+            ("x" + PREFIX + "_login_1", "x"),
+            (f"{PREFIX}_LOGIN_1", "x"),
+        ]
         assert made.to_drop(others * 30, "v") == ()

@@ -53,7 +53,9 @@ def endpoints(fake: FakeProvider) -> list[str]:
 
 
 class TestDiscovery:
-    def test_d14_keys_are_fetched_together_with_the_metadata(self, fake: FakeProvider, make: Callable[..., Provider]) -> None:
+    def test_d14_keys_are_fetched_together_with_the_metadata(
+        self, fake: FakeProvider, make: Callable[..., Provider]
+    ) -> None:
         provider = make()
         assert not provider.ready
         metadata = provider.metadata()
@@ -110,7 +112,9 @@ class TestDiscovery:
         until(lambda: not any(thread.name == "provider" for thread in threading.enumerate()))
         assert len(fake.calls("discovery")) == 1
 
-    @pytest.mark.parametrize("fault", ["discovery_error_404", "discovery_error_500", "jwks_error_500", "silent_discovery"])
+    @pytest.mark.parametrize(
+        "fault", ["discovery_error_404", "discovery_error_500", "jwks_error_500", "silent_discovery"]
+    )
     def test_a20_d8_recovers_by_itself_from_a_bad_start(
         self, fake: FakeProvider, make: Callable[..., Provider], monkeypatch: pytest.MonkeyPatch, fault: str
     ) -> None:
@@ -125,7 +129,9 @@ class TestDiscovery:
         fake.behave()
         until(lambda: provider.ready)
 
-    def test_a20_nobody_there_at_first(self, fake: FakeProvider, make: Callable[..., Provider], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a20_nobody_there_at_first(
+        self, fake: FakeProvider, make: Callable[..., Provider], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("authservice.oidc.provider.FIRST_PAUSE", 0.05)
         fake.stop()
         provider = make()
@@ -135,7 +141,9 @@ class TestDiscovery:
         fake.start()
         until(lambda: provider.ready)
 
-    def test_d8_asked_at_the_next_request_too(self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock) -> None:
+    def test_d8_asked_at_the_next_request_too(
+        self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock
+    ) -> None:
         fake.misbehave("discovery_error_500")
         provider = make()
         with pytest.raises(NotReady):
@@ -144,7 +152,9 @@ class TestDiscovery:
         clock.advance(seconds=COOL_DOWN.total_seconds() + 1)
         assert provider.metadata()
 
-    def test_pauses_grow_and_have_an_end(self, fake: FakeProvider, make: Callable[..., Provider], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_pauses_grow_and_have_an_end(
+        self, fake: FakeProvider, make: Callable[..., Provider], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         fake.misbehave("discovery_error_500")
         provider = make()
         pauses: list[float] = []
@@ -196,7 +206,9 @@ class TestDiscovery:
             provider.metadata()
         assert len(fake.calls("discovery")) <= 2
 
-    def test_memory_reach_never_waits(self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock) -> None:
+    def test_memory_reach_never_waits(
+        self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock
+    ) -> None:
         provider = make()
         with pytest.raises(NeedsIO):
             provider.metadata(Reach.MEMORY)
@@ -213,7 +225,9 @@ class TestDiscovery:
         assert provider.metadata(Reach.MEMORY), "the last good one"
         assert len(fake.calls("discovery")) == 2
 
-    def test_a_clock_that_is_set_back_does_not_stop_it(self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock) -> None:
+    def test_a_clock_that_is_set_back_does_not_stop_it(
+        self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock
+    ) -> None:
         fake.misbehave("discovery_error_500")
         provider = make()
         with pytest.raises(NotReady):
@@ -241,7 +255,11 @@ class TestDiscovery:
             assert os.waitpid(child, 0)[1] == 0
 
     def test_state_changes_are_logged_once_and_without_the_provider_s_words(
-        self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock, caplog: pytest.LogCaptureFixture
+        self,
+        fake: FakeProvider,
+        make: Callable[..., Provider],
+        clock: MovableClock,
+        caplog: pytest.LogCaptureFixture,
     ) -> None:
         caplog.set_level(logging.DEBUG, "authservice")
         fake.misbehave("discovery_error_500")
@@ -252,7 +270,10 @@ class TestDiscovery:
             clock.advance(minutes=1)
         fake.behave()
         provider.metadata()
-        assert [record.getMessage() for record in caplog.records] == ["provider_unreachable", "provider_ready"]
+        assert [record.getMessage() for record in caplog.records] == [
+            "provider_unreachable",
+            "provider_ready",
+        ]
         assert caplog.records[0].issuer == fake.issuer and "status 500" in caplog.records[0].cause
         assert "secret detail" not in caplog.text
 
@@ -269,7 +290,9 @@ class TestLifetime:
         assert provider.metadata().userinfo_endpoint is None
         assert [call.path for call in fake.calls("jwks")] == ["/jwks", "/jwks-elsewhere"]
 
-    @pytest.mark.parametrize("fault", ["discovery_error_500", "other_issuer", "jwks_error_500", "discovery_html", "jwks_html"])
+    @pytest.mark.parametrize(
+        "fault", ["discovery_error_500", "other_issuer", "jwks_error_500", "discovery_html", "jwks_html"]
+    )
     def test_p09_the_last_good_one_is_kept(
         self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock, fault: str
     ) -> None:
@@ -289,7 +312,13 @@ class TestLifetime:
     ) -> None:
         provider = make()
         keys = provider.keys()
-        for given in ({"keys": []}, {"keys": [{"kty": "oct", "k": "AAAA"}]}, b"not json", {"keys": "none"}, {}):
+        for given in (
+            {"keys": []},
+            {"keys": [{"kty": "oct", "k": "AAAA"}]},
+            b"not json",
+            {"keys": "none"},
+            {},
+        ):
             fake.misbehave("key_set", given)
             clock.advance(hours=2)
             assert provider.keys() is keys
@@ -300,7 +329,9 @@ class TestLifetime:
         with pytest.raises(ProviderMisdescribed):
             make().metadata()
 
-    def test_j23_a_dropped_key_ends_with_the_lifetime_or_a_refetch(self, fake: FakeProvider, clock: MovableClock) -> None:
+    def test_j23_a_dropped_key_ends_with_the_lifetime_or_a_refetch(
+        self, fake: FakeProvider, clock: MovableClock
+    ) -> None:
         rp = RelyingParty(fake, clock=clock)
         rp.login()
         old_key, old_kid = fake.signing_key, fake.kid
@@ -352,7 +383,9 @@ class TestRotation:
         fake.rotate_keys()
         assert rp.login()
 
-    def test_j13_unknown_kids_cause_few_fetches_and_good_logins_go_on(self, fake: FakeProvider, clock: MovableClock) -> None:
+    def test_j13_unknown_kids_cause_few_fetches_and_good_logins_go_on(
+        self, fake: FakeProvider, clock: MovableClock
+    ) -> None:
         rp = RelyingParty(fake, clock=clock)
         rp.login()
         fake.forget_calls()
@@ -374,7 +407,9 @@ class TestRotation:
             assert not any(pool.map(lambda _: provider.newer_keys(keys), range(1000)))
         assert len(fake.calls("jwks")) <= 1 + KEY_FETCH_BURST
 
-    def test_many_tokens_by_a_new_key_at_once_cause_one_fetch(self, fake: FakeProvider, make: Callable[..., Provider]) -> None:
+    def test_many_tokens_by_a_new_key_at_once_cause_one_fetch(
+        self, fake: FakeProvider, make: Callable[..., Provider]
+    ) -> None:
         provider = make()
         keys = provider.keys()
         fake.rotate_keys()
@@ -396,7 +431,9 @@ class TestRotation:
             provider.newer_keys(newer)
         assert provider.newer_keys(newer, Reach.MEMORY) is None, "nothing would be asked any more"
 
-    def test_before_the_provider_is_known_there_are_no_newer_keys(self, make: Callable[..., Provider]) -> None:
+    def test_before_the_provider_is_known_there_are_no_newer_keys(
+        self, make: Callable[..., Provider]
+    ) -> None:
         from authservice.oidc.keys import KeySet
 
         assert make().newer_keys(KeySet(())) is None
@@ -404,7 +441,9 @@ class TestRotation:
 
 class TestTransport:
     @pytest.mark.parametrize("endpoint", ["discovery", "jwks"])
-    def test_p02_redirects_are_not_followed(self, fake: FakeProvider, make: Callable[..., Provider], endpoint: str) -> None:
+    def test_p02_redirects_are_not_followed(
+        self, fake: FakeProvider, make: Callable[..., Provider], endpoint: str
+    ) -> None:
         with FakeProvider() as other:
             fake.misbehave(f"redirect_{endpoint}", other.address(".well-known/openid-configuration"))
             with pytest.raises(ProviderMisdescribed):
@@ -412,7 +451,9 @@ class TestTransport:
             assert not other.calls()
 
     @pytest.mark.parametrize("endpoint", ["discovery", "jwks"])
-    @pytest.mark.parametrize("fault", ["{}_html", "{}_deep", "{}_twice", "{}_utf16", "huge_{}", "gzip_bomb_{}"])
+    @pytest.mark.parametrize(
+        "fault", ["{}_html", "{}_deep", "{}_twice", "{}_utf16", "huge_{}", "gzip_bomb_{}"]
+    )
     def test_p04_j19_j20_bodies_that_are_no_answer(
         self, fake: FakeProvider, make: Callable[..., Provider], endpoint: str, fault: str
     ) -> None:
@@ -420,7 +461,10 @@ class TestTransport:
         with pytest.raises(ProviderMisdescribed):
             make().metadata()
 
-    @pytest.mark.parametrize("fault,value", [("drip_{}", 0.05), ("endless_headers_{}", True), ("cut_off_{}", True), ("slow_{}", 30)])
+    @pytest.mark.parametrize(
+        "fault,value",
+        [("drip_{}", 0.05), ("endless_headers_{}", True), ("cut_off_{}", True), ("slow_{}", 30)],
+    )
     @pytest.mark.parametrize("endpoint", ["discovery", "jwks"])
     def test_p05_slow_or_broken_off(
         self, fake: FakeProvider, make: Callable[..., Provider], endpoint: str, fault: str, value: Any
@@ -431,7 +475,9 @@ class TestTransport:
             make(seconds=1).metadata()
         assert caught.value.status == 503 and time.monotonic() - began < 3.5
 
-    def test_p04_the_content_type_does_not_count(self, fake: FakeProvider, make: Callable[..., Provider]) -> None:
+    def test_p04_the_content_type_does_not_count(
+        self, fake: FakeProvider, make: Callable[..., Provider]
+    ) -> None:
         fake.misbehave("discovery_html_type")
         assert make().metadata()
 
@@ -446,8 +492,12 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def read(issuer: str = ISSUER, overrides: Overrides = Overrides(), zone: Zone = Zone.PUBLIC, **changes: Any) -> Any:
-    document = {name: value for name, value in {**DOCUMENT, "issuer": issuer, **changes}.items() if value is not ...}
+def read(
+    issuer: str = ISSUER, overrides: Overrides = Overrides(), zone: Zone = Zone.PUBLIC, **changes: Any
+) -> Any:
+    document = {
+        name: value for name, value in {**DOCUMENT, "issuer": issuer, **changes}.items() if value is not ...
+    }
     return read_metadata(document, issuer, overrides, "client_secret_basic", zone)
 
 
@@ -457,10 +507,14 @@ class TestDocument:
         assert metadata.userinfo_endpoint is None and metadata.revocation_endpoint is None
         assert metadata.announces_iss is False
 
-    @pytest.mark.parametrize("issuer", [ISSUER + "/", ISSUER.upper(), None, [ISSUER], 1, ..., "http://provider.example"])
+    @pytest.mark.parametrize(
+        "issuer", [ISSUER + "/", ISSUER.upper(), None, [ISSUER], 1, ..., "http://provider.example"]
+    )
     def test_d13_the_issuer_is_compared_exactly(self, issuer: Any) -> None:
         with pytest.raises(MetadataWrong):
-            read_metadata({**DOCUMENT, "issuer": issuer}, ISSUER, Overrides(), "client_secret_basic", Zone.PUBLIC)
+            read_metadata(
+                {**DOCUMENT, "issuer": issuer}, ISSUER, Overrides(), "client_secret_basic", Zone.PUBLIC
+            )
 
     @pytest.mark.parametrize("name", ["authorization_endpoint", "token_endpoint", "jwks_uri"])
     @pytest.mark.parametrize("value", [..., None, "", 1, [], {}, True, ["https://provider.example/x"]])
@@ -472,10 +526,12 @@ class TestDocument:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("userinfo_endpoint", 1), ("userinfo_endpoint", ""), ("revocation_endpoint", []), ("end_session_endpoint", {}),
+            ("userinfo_endpoint", 1), ("userinfo_endpoint", ""), ("revocation_endpoint", []),
+            ("end_session_endpoint", {}),
             ("introspection_endpoint", False), ("authorization_response_iss_parameter_supported", "true"),
             ("authorization_response_iss_parameter_supported", 1),
-            ("token_endpoint_auth_methods_supported", "client_secret_basic"), ("token_endpoint_auth_methods_supported", {}),
+            ("token_endpoint_auth_methods_supported", "client_secret_basic"),
+            ("token_endpoint_auth_methods_supported", {}),
         ],
     )  # fmt: skip
     def test_p08_wrong_types(self, name: str, value: Any) -> None:
@@ -490,16 +546,29 @@ class TestDocument:
         assert "client_secret_basic" in str(caught.value)
         assert read(token_endpoint_auth_methods_supported=[*methods, "client_secret_basic"])
 
-    @pytest.mark.parametrize("name", ["authorization_endpoint", "token_endpoint", "jwks_uri", "userinfo_endpoint", "revocation_endpoint", "end_session_endpoint"])
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "authorization_endpoint",
+            "token_endpoint",
+            "jwks_uri",
+            "userinfo_endpoint",
+            "revocation_endpoint",
+            "end_session_endpoint",
+        ],
+    )
     @pytest.mark.parametrize(
         "address",
         [
-            "http://provider.example/x", "file:///etc/passwd", "ftp://provider.example/", "javascript:alert(1)", "data:,x",
+            "http://provider.example/x", "file:///etc/passwd", "ftp://provider.example/",
+            "javascript:alert(1)", "data:,x",
             "//provider.example/x", "/x", "x", "https://", "https:///x", "https://user@provider.example/", "https://a:b@provider.example/",
-            "https://provider.example/#f", "https://provider.example/\r\nX: y", "https://provider.example/ x", "https://provider.example\\@evil.example/",
+            "https://provider.example/#f", "https://provider.example/\r\nX: y",
+            "https://provider.example/ x", "https://provider.example\\@evil.example/",
             "https://provider.example:99999/", "https://[::1/", "https://" + "a" * 3000, "https://pröv.example/",
             "https://169.254.169.254/latest/meta-data", "https://127.0.0.1/", "https://localhost/", "https://x.localhost/",
-            "https://[::1]/", "https://10.0.0.1/", "https://192.168.0.1/", "https://[fd00::1]/", "https://0.0.0.0/", "https://[::ffff:127.0.0.1]/",
+            "https://[::1]/", "https://10.0.0.1/", "https://192.168.0.1/", "https://[fd00::1]/",
+            "https://0.0.0.0/", "https://[::ffff:127.0.0.1]/",
         ],
         ids=lambda value: value[:34].replace("\r\n", "CRLF"),
     )  # fmt: skip
@@ -516,7 +585,8 @@ class TestDocument:
         [
             (Zone.PUBLIC, "8.8.8.8", True), (Zone.PRIVATE, "10.0.0.1", True), (Zone.PRIVATE, "8.8.8.8", True),
             (Zone.PRIVATE, "127.0.0.1", False), (Zone.PRIVATE, "169.254.169.254", False),
-            (Zone.LOOPBACK, "127.0.0.1", True), (Zone.LOOPBACK, "10.0.0.1", True), (Zone.LOOPBACK, "169.254.169.254", False),
+            (Zone.LOOPBACK, "127.0.0.1", True), (Zone.LOOPBACK, "10.0.0.1", True),
+            (Zone.LOOPBACK, "169.254.169.254", False),
         ],
     )  # fmt: skip
     def test_p07_as_far_inside_as_the_issuer_and_no_further(self, zone: Zone, host: str, fits: bool) -> None:
@@ -544,7 +614,9 @@ class TestDocument:
             authorization_endpoint="/dex/auth?connector=x", token_endpoint="http://dex.auth.svc/token",
             jwks_uri="http://127.0.0.1/keys", userinfo_endpoint="http://10.0.0.1/me", revocation_endpoint="http://x/revoke",
         )  # fmt: skip
-        metadata = read(overrides=overrides, authorization_endpoint=..., token_endpoint="file:///x", jwks_uri=...)
+        metadata = read(
+            overrides=overrides, authorization_endpoint=..., token_endpoint="file:///x", jwks_uri=...
+        )
         assert metadata.authorization_endpoint == "/dex/auth?connector=x"
         assert metadata.token_endpoint == "http://dex.auth.svc/token"
         assert metadata.farthest("http://127.0.0.1/keys") is Zone.LINK_LOCAL
@@ -557,7 +629,9 @@ def test_p08_the_reason_is_in_the_log(fake: FakeProvider, caplog: pytest.LogCapt
         RelyingParty(fake).begin()
     (record,) = caplog.records
     assert record.getMessage() == "provider_misdescribed"
-    assert record.cause == "discovery document: token_endpoint_auth_methods_supported lacks client_secret_basic"
+    assert (
+        record.cause == "discovery document: token_endpoint_auth_methods_supported lacks client_secret_basic"
+    )
 
 
 def test_overrides_reach_every_endpoint(fake: FakeProvider) -> None:
@@ -567,7 +641,9 @@ def test_overrides_reach_every_endpoint(fake: FakeProvider) -> None:
             authorization_endpoint=fake.address("authorize") + "?kc_idp_hint=x",
             jwks_uri=fake.address("jwks") + "?a=b",
         )
-        fake.metadata.update(authorization_endpoint=elsewhere.address("authorize"), jwks_uri=elsewhere.address("jwks"))
+        fake.metadata.update(
+            authorization_endpoint=elsewhere.address("authorize"), jwks_uri=elsewhere.address("jwks")
+        )
         rp = RelyingParty(fake, overrides=overrides)
         assert "?kc_idp_hint=x&response_type=code" in rp.begin().url
         assert rp.login()

@@ -60,7 +60,9 @@ def claims(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in {**GOOD, **changes}.items() if value is not ...}
 
 
-def sign(payload: dict[str, Any] | bytes, header: dict[str, Any] | bytes | None = None, key: Any = KEY) -> str:
+def sign(
+    payload: dict[str, Any] | bytes, header: dict[str, Any] | bytes | None = None, key: Any = KEY
+) -> str:
     """RS256 over exactly these bytes, whatever they are."""
     head = {"alg": "RS256", "kid": "k1"} if header is None else header
     parts = [b64(part if isinstance(part, bytes) else json.dumps(part)) for part in (head, payload)]
@@ -86,7 +88,9 @@ def test_a_good_token_gives_its_claims() -> None:
 
 class TestAlgorithm:
     @pytest.mark.parametrize("signature", ["", "kept"])
-    @pytest.mark.parametrize("alg", ["none", "None", "nOnE", "NONE", "", None, 0, 1.5, ["RS256"], {"a": 1}, True, ...])
+    @pytest.mark.parametrize(
+        "alg", ["none", "None", "nOnE", "NONE", "", None, 0, 1.5, ["RS256"], {"a": 1}, True, ...]
+    )
     def test_j01_none_in_all_its_spellings(self, alg: Any, signature: str) -> None:
         header = {"kid": "k1"} if alg is ... else {"alg": alg, "kid": "k1"}
         token = sign(GOOD, header)
@@ -100,7 +104,16 @@ class TestAlgorithm:
         pkcs1 = public.public_bytes(encodings.PEM, formats.PKCS1)
         der = public.public_bytes(encodings.DER, formats.SubjectPublicKeyInfo)
         modulus = public.public_numbers().n.to_bytes(256, "big")
-        for secret in (pem, pem.rstrip(b"\n"), pkcs1, pkcs1.rstrip(b"\n"), der, json.dumps(JWK).encode(), modulus, JWK["n"].encode()):
+        for secret in (
+            pem,
+            pem.rstrip(b"\n"),
+            pkcs1,
+            pkcs1.rstrip(b"\n"),
+            der,
+            json.dumps(JWK).encode(),
+            modulus,
+            JWK["n"].encode(),
+        ):
             for header in ({"alg": "HS256", "kid": "k1"}, {"alg": "HS256"}):
                 refused(hs256(GOOD, header, secret), "alg")
 
@@ -109,14 +122,18 @@ class TestAlgorithm:
 
     def test_j04_symmetric_keys_of_a_key_set_are_never_used(self) -> None:
         secret = b"0123456789abcdef0123456789abcdef"
-        keys = read_key_set({"keys": [{"kty": "oct", "k": b64(secret), "kid": "s", "alg": "HS256", "use": "sig"}, JWK]})
+        keys = read_key_set(
+            {"keys": [{"kty": "oct", "k": b64(secret), "kid": "s", "alg": "HS256", "use": "sig"}, JWK]}
+        )
         assert len(keys) == 1
         refused(hs256(GOOD, {"alg": "HS256", "kid": "s"}, secret), "alg", keys=keys)
 
     def test_hs256_cannot_be_allowed_at_all(self) -> None:
         for algorithms in (("HS256",), ("RS256", "none"), ()):
             with pytest.raises(ValueError):
-                Expected(issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=algorithms)
+                Expected(
+                    issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=algorithms
+                )
 
     @pytest.mark.parametrize("alg", ["RS384", "RS512", "PS256", "ES256"])
     def test_j05_another_algorithm_correctly_signed_with_a_published_key(self, alg: str) -> None:
@@ -124,7 +141,9 @@ class TestAlgorithm:
         keys = read_key_set({"keys": [public_jwk(key, kid="k1", use="sig")]})
         token = jwt.encode(GOOD, key, algorithm=alg, headers={"kid": "k1"})
         refused(token, "alg", keys=keys)
-        allowed = Expected(issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=("RS256", alg))
+        allowed = Expected(
+            issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=("RS256", alg)
+        )
         assert check(token, keys, allowed)["sub"] == "Alice-1"
 
     def test_eddsa_where_it_is_allowed(self) -> None:
@@ -132,7 +151,9 @@ class TestAlgorithm:
 
         key = Ed25519PrivateKey.generate()
         keys = read_key_set({"keys": [public_jwk(key, kid="e")]})
-        allowed = Expected(issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=("EdDSA",))
+        allowed = Expected(
+            issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=("EdDSA",)
+        )
         token = jwt.encode(GOOD, key, algorithm="EdDSA", headers={"kid": "e"})
         assert check(token, keys, allowed)["sub"] == "Alice-1"
         refused(token[:-4] + "AAAA", "signature", keys=keys, expected=allowed)
@@ -146,7 +167,16 @@ def hs256(payload: dict[str, Any], header: dict[str, Any], secret: bytes) -> str
 class TestKeys:
     @pytest.mark.parametrize(
         "members",
-        [{"use": "enc"}, {"use": 1}, {"alg": "RS512"}, {"alg": "RSA-OAEP"}, {"alg": 7}, {"key_ops": ["sign"]}, {"key_ops": []}, {"key_ops": "verify"}],
+        [
+            {"use": "enc"},
+            {"use": 1},
+            {"alg": "RS512"},
+            {"alg": "RSA-OAEP"},
+            {"alg": 7},
+            {"key_ops": ["sign"]},
+            {"key_ops": []},
+            {"key_ops": "verify"},
+        ],
     )
     def test_j06_the_right_kid_on_a_key_for_something_else(self, members: dict[str, Any]) -> None:
         refused(sign(GOOD), keys=read_key_set({"keys": [{**JWK, **members}]}))
@@ -159,9 +189,13 @@ class TestKeys:
         names = {"secp384r1": "P-384", "secp256k1": "secp256k1"}
         key = ec_key(0, curve)
         keys = read_key_set({"keys": [public_jwk(key, kid="k1", crv=names[curve])]})
-        allowed = Expected(issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=("ES256",))
+        allowed = Expected(
+            issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), algorithms=("ES256",)
+        )
         signed = f"{b64(json.dumps({'alg': 'ES256', 'kid': 'k1'}))}.{b64(json.dumps(GOOD))}"
-        signature = jwt.get_algorithm_by_name("ES256K" if "k1" in curve else "ES384").sign(signed.encode(), key)
+        signature = jwt.get_algorithm_by_name("ES256K" if "k1" in curve else "ES384").sign(
+            signed.encode(), key
+        )
         refused(f"{signed}.{b64(signature)}", keys=keys, expected=allowed)
 
     @pytest.mark.parametrize("bits", [1024, 16384])
@@ -192,17 +226,21 @@ class TestKeys:
 
     def test_j24_broken_keys_are_put_aside_and_the_others_used(self) -> None:
         broken: list[Any] = [
-            None, 1, "key", [], {}, {"kty": None}, {"kty": "RSA"}, {"kty": ["RSA"]}, {"kty": "XYZ", "kid": "k1"},
+            None, 1, "key", [], {}, {"kty": None}, {"kty": "RSA"}, {"kty": ["RSA"]},
+            {"kty": "XYZ", "kid": "k1"},
             {**JWK, "n": "!!"}, {**JWK, "n": 5}, {**JWK, "n": ""}, {**JWK, "e": None}, {**JWK, "kid": 5},
             {"kty": "EC", "crv": "P-256", "x": "AA", "y": "AA", "kid": "k1"},
-            {"kty": "EC", "crv": ["P-256"], "x": "AA", "y": "AA"}, {"kty": "OKP", "crv": "Ed25519", "x": "AA"},
+            {"kty": "EC", "crv": ["P-256"], "x": "AA", "y": "AA"},
+            {"kty": "OKP", "crv": "Ed25519", "x": "AA"},
             {"kty": "OKP", "crv": "X25519", "x": b64(b"x" * 32)},
         ]  # fmt: skip
         assert check(sign(GOOD), read_key_set({"keys": [*broken, JWK]}))["sub"] == "Alice-1"
 
     def test_j24_private_parts_are_not_looked_at(self) -> None:
         private = jwt.get_algorithm_by_name("RS256").to_jwk(KEY, as_dict=True)
-        keys = read_key_set({"keys": [{**private, "kid": "k1", "use": "sig", "key_ops": ["sign", "verify"], "d": "garbage"}]})
+        keys = read_key_set(
+            {"keys": [{**private, "kid": "k1", "use": "sig", "key_ops": ["sign", "verify"], "d": "garbage"}]}
+        )
         assert check(sign(GOOD), keys)["sub"] == "Alice-1"
         (key,) = keys.candidates("RS256", "k1")
         assert not key.public.is_private
@@ -227,13 +265,19 @@ class TestKeys:
         for kid in (1, 1.5, ["k1"], {"k": 1}, None, "", True, "x" * 100_000):
             refused(sign(GOOD, {"alg": "RS256", "kid": kid}))
 
-    @pytest.mark.parametrize("kid", ["../../dev/null", "' OR 1=1 --", "https://evil.example/key", "k1\x00", "K1", "k1 "])
+    @pytest.mark.parametrize(
+        "kid", ["../../dev/null", "' OR 1=1 --", "https://evil.example/key", "k1\x00", "K1", "k1 "]
+    )
     def test_j11_hostile_kids_are_names_and_nothing_else(self, kid: str) -> None:
         with pytest.raises(KeyUnknown):
             check(sign(GOOD, {"alg": "RS256", "kid": kid}))
 
     def test_d11_without_kid_the_one_fitting_key_is_used(self) -> None:
-        others = [public_jwk(ec_key(0), kid="ec"), public_jwk(rsa_key(1), kid="enc", use="enc"), {"kty": "XX"}]
+        others = [
+            public_jwk(ec_key(0), kid="ec"),
+            public_jwk(rsa_key(1), kid="enc", use="enc"),
+            {"kty": "XX"},
+        ]
         keys = read_key_set({"keys": [*others, {**JWK, "kid": None}]})
         assert check(sign(GOOD, {"alg": "RS256"}), keys)["sub"] == "Alice-1"
 
@@ -252,10 +296,20 @@ class TestHeader:
             refused(sign(GOOD, {"alg": "RS256", "jwk": public_jwk(attacker), **kid}, attacker))
 
     def test_j14_critical_members(self) -> None:
-        for extra in ({"crit": ["exp"]}, {"crit": []}, {"crit": ["b64"], "b64": False}, {"b64": False}, {"b64": True}, {"crit": None}):
+        for extra in (
+            {"crit": ["exp"]},
+            {"crit": []},
+            {"crit": ["b64"], "b64": False},
+            {"b64": False},
+            {"b64": True},
+            {"crit": None},
+        ):
             refused(sign(GOOD, {"alg": "RS256", "kid": "k1", **extra}), "crit")
 
-    @pytest.mark.parametrize("typ", ["logout+jwt", "at+jwt", "application/at+jwt", "secevent+jwt", "AT+JWT", "JOSE", 1, None, ["JWT"]])
+    @pytest.mark.parametrize(
+        "typ",
+        ["logout+jwt", "at+jwt", "application/at+jwt", "secevent+jwt", "AT+JWT", "JOSE", 1, None, ["JWT"]],
+    )
     def test_j15_another_kind_of_token(self, typ: Any) -> None:
         refused(sign(GOOD, {"alg": "RS256", "kid": "k1", "typ": typ}), "typ")
 
@@ -269,14 +323,39 @@ class TestHeader:
 
     @pytest.mark.parametrize(
         "token",
-        ["", ".", "..", "...", "a", "a.b", "a.b.c.d", "a.b.c.d.e", "." * 10_000, ".b.c", "a..c", "a.b.", None, 1, b"a.b.c", ["a.b.c"], "ä.b.c"],
+        [
+            "",
+            ".",
+            "..",
+            "...",
+            "a",
+            "a.b",
+            "a.b.c.d",
+            "a.b.c.d.e",
+            "." * 10_000,
+            ".b.c",
+            "a..c",
+            "a.b.",
+            None,
+            1,
+            b"a.b.c",
+            ["a.b.c"],
+            "ä.b.c",
+        ],
     )
     def test_j16_shapes(self, token: object) -> None:
         refused(token)
 
     def test_j16_parts_of_a_good_token_taken_away(self) -> None:
         head, payload, signature = sign(GOOD).split(".")
-        for token in (f"{head}.{payload}", f"{head}.{payload}.", f"{head}..{signature}", f".{payload}.{signature}", f"{head}.{payload}.{signature}.", f".{head}.{payload}.{signature}"):
+        for token in (
+            f"{head}.{payload}",
+            f"{head}.{payload}.",
+            f"{head}..{signature}",
+            f".{payload}.{signature}",
+            f"{head}.{payload}.{signature}.",
+            f".{head}.{payload}.{signature}",
+        ):
             refused(token, "parts")
 
     def test_j20_ten_megabytes(self) -> None:
@@ -296,8 +375,17 @@ class TestHeader:
     def test_base64_has_one_spelling(self) -> None:
         head, payload, signature = sign(GOOD).split(".")
         last = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-        other = signature[:-1] + last[(last.index(signature[-1]) & 0b111100) | ((last.index(signature[-1]) + 1) & 0b11)]
-        for token in (f"{head}.{payload}.{other}", f"{head}.{payload}.{signature}==", f"{head}=.{payload}.{signature}", f"{head}.{payload}.{signature}\n", f"{head} .{payload}.{signature}"):
+        other = (
+            signature[:-1]
+            + last[(last.index(signature[-1]) & 0b111100) | ((last.index(signature[-1]) + 1) & 0b11)]
+        )
+        for token in (
+            f"{head}.{payload}.{other}",
+            f"{head}.{payload}.{signature}==",
+            f"{head}=.{payload}.{signature}",
+            f"{head}.{payload}.{signature}\n",
+            f"{head} .{payload}.{signature}",
+        ):
             refused(token)
 
 
@@ -305,7 +393,8 @@ class TestJson:
     @pytest.mark.parametrize(
         "text",
         [
-            b'{"iss":"x","iss":"y"}', b'{"a":NaN}', b'{"a":Infinity}', b'{"a":1e400}', b'{"a":' + b"9" * 5000 + b"}",
+            b'{"iss":"x","iss":"y"}', b'{"a":NaN}', b'{"a":Infinity}', b'{"a":1e400}',
+            b'{"a":' + b"9" * 5000 + b"}",
             b'{"a":"\\ud800"}', b'{"a":"\xff"}', b"[]", b'"text"', b"null", b"1", b"", b"{", b"[" * 100_000,
         ],
     )  # fmt: skip
@@ -313,7 +402,9 @@ class TestJson:
         good = json.dumps(GOOD).encode()
         refused(sign(text))
         refused(sign(GOOD, text))
-        refused(sign(good[:-1] + b"," + text[1:] if text.startswith(b"{") else text), "claims" if text else None)
+        refused(
+            sign(good[:-1] + b"," + text[1:] if text.startswith(b"{") else text), "claims" if text else None
+        )
 
     def test_j18_a_member_twice_in_both_orders(self) -> None:
         good, bad = json.dumps(GOOD)[1:-1], '"sub":"mallory"'
@@ -351,15 +442,19 @@ class TestClaims:
         "iss",
         [
             ISSUER[:-1], ISSUER + "/", ISSUER.upper(), "HTTPS" + ISSUER[5:], "https://Provider.example/realm/",
-            "https://provider.example:443/realm/", "http" + ISSUER[5:], ISSUER + "x", ISSUER + "1", " " + ISSUER,
-            "https://provider.example.evil/realm/", "https://provid\u0435r.example/realm/", [ISSUER], {"a": ISSUER}, None, 1, "", ...,
+            "https://provider.example:443/realm/", "http" + ISSUER[5:], ISSUER + "x", ISSUER + "1",
+            " " + ISSUER,
+            "https://provider.example.evil/realm/", "https://provid\u0435r.example/realm/", [ISSUER],
+            {"a": ISSUER}, None, 1, "", ...,
         ],
     )  # fmt: skip
     def test_c01_iss(self, iss: Any) -> None:
         refused(sign(claims(iss=iss)), "iss")
 
     def test_c01_google_without_scheme_is_another_issuer(self) -> None:
-        google = Expected(issuer="https://accounts.google.com", client_id=CLIENT, audiences=frozenset({CLIENT}))
+        google = Expected(
+            issuer="https://accounts.google.com", client_id=CLIENT, audiences=frozenset({CLIENT})
+        )
         refused(sign(claims(iss="accounts.google.com")), "iss", expected=google)
 
     @pytest.mark.parametrize("aud", [CLIENT, [CLIENT], [CLIENT, CLIENT]])
@@ -371,7 +466,10 @@ class TestClaims:
         token = sign(claims(aud=[CLIENT, "other"], azp=CLIENT))
         refused(token, "aud")
         trusting = Expected(
-            issuer=ISSUER, client_id=CLIENT, audiences=frozenset({CLIENT}), trusted_audiences=frozenset({"other"})
+            issuer=ISSUER,
+            client_id=CLIENT,
+            audiences=frozenset({CLIENT}),
+            trusted_audiences=frozenset({"other"}),
         )
         assert check(token, KEYS, trusting)
         refused(sign(claims(aud=[CLIENT, "third"], azp=CLIENT)), "aud", expected=trusting)
@@ -386,7 +484,22 @@ class TestClaims:
         refused(sign(claims(aud=[CLIENT, "other"])))
 
     @pytest.mark.parametrize(
-        "aud", [..., None, "", [], ["other"], "other", CLIENT + "1", [[CLIENT]], [CLIENT, 1], [CLIENT, None], {CLIENT: 1}, 1, ["x"] * 30_000],
+        "aud",
+        [
+            ...,
+            None,
+            "",
+            [],
+            ["other"],
+            "other",
+            CLIENT + "1",
+            [[CLIENT]],
+            [CLIENT, 1],
+            [CLIENT, None],
+            {CLIENT: 1},
+            1,
+            ["x"] * 30_000,
+        ],
         ids=lambda value: str(value)[:20],
     )
     def test_a04_s20_aud(self, aud: Any) -> None:
@@ -397,7 +510,22 @@ class TestClaims:
         assert check(sign(claims(exp=NOW.timestamp() + seconds)))
 
     @pytest.mark.parametrize(
-        "exp", [..., None, "1", "9999999999", True, [], {}, -1, 10**12, 10**30, 1e300, NOW.timestamp() - 61, NOW.timestamp() - 60]
+        "exp",
+        [
+            ...,
+            None,
+            "1",
+            "9999999999",
+            True,
+            [],
+            {},
+            -1,
+            10**12,
+            10**30,
+            1e300,
+            NOW.timestamp() - 61,
+            NOW.timestamp() - 60,
+        ],
     )
     def test_c06_exp_refused(self, exp: Any) -> None:
         refused(sign(claims(exp=exp)), "exp")
@@ -409,7 +537,8 @@ class TestClaims:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("nbf", 61), ("nbf", "x"), ("nbf", None), ("nbf", 10**12), ("iat", 61), ("iat", "x"), ("iat", None),
+            ("nbf", 61), ("nbf", "x"), ("nbf", None), ("nbf", 10**12), ("iat", 61), ("iat", "x"),
+            ("iat", None),
             ("iat", True), ("iat", -3661), ("iat", -(10**9)), ("iat", ...),
         ],
     )  # fmt: skip
@@ -422,7 +551,23 @@ class TestClaims:
         assert check(sign(claims(iat=int(NOW.timestamp()) - 3600)))
 
     @pytest.mark.parametrize(
-        "sub", [..., None, "", 1, ["a"], {"a": 1}, True, "x" * 256, "a\r\nb", "a\x00", "a\x7f", "\u202ea", "a\u2028", "\x85"]
+        "sub",
+        [
+            ...,
+            None,
+            "",
+            1,
+            ["a"],
+            {"a": 1},
+            True,
+            "x" * 256,
+            "a\r\nb",
+            "a\x00",
+            "a\x7f",
+            "\u202ea",
+            "a\u2028",
+            "\x85",
+        ],
     )
     def test_a03_c08_sub(self, sub: Any) -> None:
         refused(sign(claims(sub=sub)), "sub")
@@ -442,13 +587,26 @@ class TestClaims:
         hashed = {"at_hash": "token"}
         assert check(sign(claims(at_hash=right)), hashed=hashed)
         assert check(sign(GOOD), hashed=hashed), "missing is accepted in the code flow"
-        for wrong in (right[:-1], right + "A", half_hash("other", "RS256"), half_hash("token", "RS512"), b64(hashlib.sha256(b"token").digest()), "", None, 1, [right]):
+        for wrong in (
+            right[:-1],
+            right + "A",
+            half_hash("other", "RS256"),
+            half_hash("token", "RS512"),
+            b64(hashlib.sha256(b"token").digest()),
+            "",
+            None,
+            1,
+            [right],
+        ):
             refused(sign(claims(at_hash=wrong)), "at_hash", hashed=hashed)
 
     def test_c10_the_example_of_the_specification(self) -> None:
         # OpenID Connect Core 1.0, appendix A.3 and A.4
         assert half_hash("jHkWEdUXMU1BwAsC4vtUsZwnNvTIxEl0z9K3vx5KF0Y", "RS256") == "77QmUPtjPfzWtF2AnpK9RQ"
-        assert half_hash("Qcb0Orv1zh30vL1MPRsbm-diHiMwcLyZvn1arpZv-Jxf_11jnpEX3Tgfvk", "RS256") == "LDktKdoQak3Pk0cnXxCltA"
+        assert (
+            half_hash("Qcb0Orv1zh30vL1MPRsbm-diHiMwcLyZvn1arpZv-Jxf_11jnpEX3Tgfvk", "RS256")
+            == "LDktKdoQak3Pk0cnXxCltA"
+        )
 
     def test_c11_c_hash_is_checked_when_it_is_there(self) -> None:
         hashed = {"c_hash": "code"}
@@ -458,7 +616,9 @@ class TestClaims:
     def test_profiles_are_data(self) -> None:
         access = Profile("access_token", frozenset({"at+jwt"}), ("exp",), sole_audience=False)
         expected = Expected(issuer=ISSUER, client_id=CLIENT, audiences=frozenset({"api-1", "api-2"}))
-        token = sign(claims(aud=["api-2", "other"], azp="somebody"), {"alg": "RS256", "kid": "k1", "typ": "at+jwt"})
+        token = sign(
+            claims(aud=["api-2", "other"], azp="somebody"), {"alg": "RS256", "kid": "k1", "typ": "at+jwt"}
+        )
         assert verify(token, KEYS, access, expected, NOW)["sub"] == "Alice-1"
         with pytest.raises(TokenRefused):
             verify(sign(claims(aud="api-2")), KEYS, access, expected, NOW)
@@ -469,11 +629,21 @@ def test_no_input_gets_past_or_breaks_it(token: object) -> None:
     refused(token)
 
 
+ODD_VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(max_size=5)
+    | st.lists(st.text(max_size=3), max_size=3)
+    | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2)
+)
+
+
 @given(
     st.dictionaries(
         st.sampled_from(["iss", "sub", "aud", "azp", "exp", "iat", "nbf", "nonce", "at_hash", "events"]),
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
-        | st.lists(st.text(max_size=3), max_size=3) | st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+        ODD_VALUES,
         min_size=1,
     )
 )  # fmt: skip
@@ -498,7 +668,9 @@ def rp() -> Iterator[RelyingParty]:
 Forge = Callable[[FakeProvider, dict[str, Any]], str]
 
 
-def signed_as(header: Callable[[FakeProvider], Any], payload: Callable[[dict[str, Any]], Any] = dict) -> Forge:
+def signed_as(
+    header: Callable[[FakeProvider], Any], payload: Callable[[dict[str, Any]], Any] = dict
+) -> Forge:
     return lambda fake, good: sign(payload(good), header(fake), fake.signing_key)
 
 
@@ -517,14 +689,17 @@ def plain(fake: FakeProvider) -> dict[str, Any]:
 FORGED: dict[str, Forge] = {
     "j01_none": lambda fake, good: sign(good, {"alg": "none"}).rpartition(".")[0] + ".",
     "j02_public_key_as_secret": lambda fake, good: hs256(
-        good, {"alg": "HS256", "kid": fake.kid},
+        good,
+        {"alg": "HS256", "kid": fake.kid},
         fake.signing_key.public_key().public_bytes(
             serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
         ),
     ),
     "j03_client_secret": lambda fake, good: hs256(good, {"alg": "HS256"}, fake.client_secret.encode()),
     "j05_es256": lambda fake, good: jwt.encode(good, ec_key(0), algorithm="ES256", headers={"kid": "es"}),
-    "j05_ps256": lambda fake, good: jwt.encode(good, fake.signing_key, algorithm="PS256", headers={"kid": fake.kid}),
+    "j05_ps256": lambda fake, good: jwt.encode(
+        good, fake.signing_key, algorithm="PS256", headers={"kid": fake.kid}
+    ),
     "j06_encryption_key": lambda fake, good: sign(good, {"alg": "RS256", "kid": "enc"}, rsa_key(3)),
     "j09_embedded_key": lambda fake, good: sign(
         good, {"alg": "RS256", "kid": fake.kid, "jwk": public_jwk(rsa_key(3))}, rsa_key(3)
@@ -565,16 +740,23 @@ def test_at_the_callback(rp: RelyingParty, name: str) -> None:
 
 def test_j10_addresses_of_keys_are_never_followed(rp: RelyingParty) -> None:
     with FakeProvider() as listener:
-        header = {"jku": listener.address("jwks"), "x5u": listener.address("x5u"), "x5c": ["MIIB"], "alg": "RS256"}
-        for kid in ({"kid": listener.kid}, {}):
-            rp.fake.misbehave("id_token", lambda good, _: sign(good, {**header, **kid}, rsa_key(3)))
+        header = {
+            "jku": listener.address("jwks"),
+            "x5u": listener.address("x5u"),
+            "x5c": ["MIIB"],
+            "alg": "RS256",
+        }
+        for full in ({**header, "kid": listener.kid}, header):
+            rp.fake.misbehave("id_token", lambda good, _, full=full: sign(good, full, rsa_key(3)))
             rp.refused_login(ProviderWrong)
         assert not listener.calls()
 
 
 def test_j04_a_symmetric_key_in_the_provider_s_set(rp: RelyingParty) -> None:
     secret = b"0123456789abcdef0123456789abcdef"
-    rp.fake.misbehave("key_set", {"keys": [*rp.fake.key_set()["keys"], {"kty": "oct", "kid": "s", "k": b64(secret)}]})
+    rp.fake.misbehave(
+        "key_set", {"keys": [*rp.fake.key_set()["keys"], {"kty": "oct", "kid": "s", "k": b64(secret)}]}
+    )
     rp.fake.misbehave("id_token", lambda good, _: hs256(good, {"alg": "HS256", "kid": "s"}, secret))
     rp.refused_login(ProviderWrong)
 
@@ -599,7 +781,9 @@ def test_c12_no_age_and_no_class_of_authentication_is_asked_for(rp: RelyingParty
 
 def test_es256_where_it_is_allowed(rp: RelyingParty) -> None:
     allowing = RelyingParty(rp.fake, algorithms=("ES256",))
-    rp.fake.misbehave("id_token", lambda good, _: jwt.encode(good, ec_key(0), algorithm="ES256", headers={"kid": "es"}))
+    rp.fake.misbehave(
+        "id_token", lambda good, _: jwt.encode(good, ec_key(0), algorithm="ES256", headers={"kid": "es"})
+    )
     assert allowing.login().claims["sub"] == rp.fake.claims["sub"]
     rp.fake.behave()
     assert allowing.refused_login(ProviderWrong).status == 502

@@ -163,7 +163,9 @@ class TestExchange:
 
     def test_a_post_sends_its_body_as_it_is(self) -> None:
         with recorder() as server:
-            Http().post(server.url + "/x?y=1", b"a=%20&b", {"Content-Type": "application/x-www-form-urlencoded"})
+            Http().post(
+                server.url + "/x?y=1", b"a=%20&b", {"Content-Type": "application/x-www-form-urlencoded"}
+            )
             method, path, headers, _, body = server.seen[0]
         assert (method, path, body) == ("POST", "/x?y=1", b"a=%20&b")
         assert headers["Content-Type"] == "application/x-www-form-urlencoded"
@@ -233,7 +235,9 @@ class TestExchange:
         answer = Http().get(fake.address("jwks"))
         assert answer.headers["content-type"] == "text/html" and answer.json()["keys"]
 
-    def test_a_connection_that_breaks_before_an_answer_is_tried_once_more_for_get_only(self, fake: FakeProvider) -> None:
+    def test_a_connection_that_breaks_before_an_answer_is_tried_once_more_for_get_only(
+        self, fake: FakeProvider
+    ) -> None:
         fake.misbehave("silent_jwks")
         with pytest.raises(NoAnswer):
             Http().get(fake.address("jwks"))
@@ -253,8 +257,14 @@ class TestTime:
             send_slowly(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", 0.3),
             send_slowly(b"HTTP/1.1 200 OK\r\nX: " + b"y" * 1000, 0.3),
             send_slowly(b"", 1),
-            lambda connection, over: (connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"), over.wait()),
-            lambda connection, over: [connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n") for _ in iter(lambda: over.wait(0.1), True)],
+            lambda connection, over: (
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n"),
+                over.wait(),
+            ),
+            lambda connection, over: [
+                connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+                for _ in iter(lambda: over.wait(0.1), True)
+            ],
         ],
         ids=["byte-by-byte", "header-without-end", "nothing", "no-body", "continue-for-ever"],
     )
@@ -267,7 +277,9 @@ class TestTime:
                 http.get(url) if method == "get" else http.post(url, b"x=1")
             assert 0.9 < time.monotonic() - began < 2
 
-    @pytest.mark.parametrize("fault,value", [("drip_jwks", 0.1), ("endless_headers_jwks", True), ("slow_jwks", 30)])
+    @pytest.mark.parametrize(
+        "fault,value", [("drip_jwks", 0.1), ("endless_headers_jwks", True), ("slow_jwks", 30)]
+    )
     def test_p05_slow_bodies_and_headers(self, fake: FakeProvider, fault: str, value: Any) -> None:
         fake.misbehave(fault, value)
         began = time.monotonic()
@@ -392,7 +404,12 @@ class TestSize:
             assert time.monotonic() - began < 4
 
     @pytest.mark.parametrize(
-        "answer", [b"hello\r\n\r\n", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nxyz"]
+        "answer",
+        [
+            b"hello\r\n\r\n",
+            b"SSH-2.0-OpenSSH\r\n",
+            b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nxyz",
+        ],
     )
     def test_what_is_not_http_is_a_bad_answer(self, answer: bytes) -> None:
         with raw_server(lambda connection, over: (connection.sendall(answer), over.wait())) as url:
@@ -403,7 +420,18 @@ class TestSize:
 class TestAddresses:
     @pytest.mark.parametrize(
         "url",
-        ["file:///etc/passwd", "ftp://127.0.0.1/", "gopher://127.0.0.1/", "127.0.0.1", "", "http://", "http://[::1/", "http://a b/", "/path", "http:///x"],
+        [
+            "file:///etc/passwd",
+            "ftp://127.0.0.1/",
+            "gopher://127.0.0.1/",
+            "127.0.0.1",
+            "",
+            "http://",
+            "http://[::1/",
+            "http://a b/",
+            "/path",
+            "http:///x",
+        ],
     )
     def test_p07_nothing_but_http(self, url: str) -> None:
         with pytest.raises(BadAnswer):
@@ -417,14 +445,17 @@ class TestAddresses:
             ("fd00:ec2::254", Zone.PRIVATE), ("::ffff:10.0.0.1", Zone.PRIVATE),
             ("127.0.0.1", Zone.LOOPBACK), ("::1", Zone.LOOPBACK), ("0.0.0.0", Zone.LOOPBACK),
             ("::ffff:127.0.0.1", Zone.LOOPBACK),
-            ("169.254.169.254", Zone.LINK_LOCAL), ("fe80::1", Zone.LINK_LOCAL), ("::ffff:169.254.169.254", Zone.LINK_LOCAL),
+            ("169.254.169.254", Zone.LINK_LOCAL), ("fe80::1", Zone.LINK_LOCAL),
+            ("::ffff:169.254.169.254", Zone.LINK_LOCAL),
         ],
     )  # fmt: skip
     def test_p07_zones(self, address: str, zone: Zone) -> None:
         assert Zone.of(address) is zone
         assert Http().zone(f"https://{'[' + address + ']' if ':' in address else address}/x") is zone
 
-    def test_p07_a_name_is_judged_by_the_addresses_it_has_when_the_connection_is_made(self, fake: FakeProvider) -> None:
+    def test_p07_a_name_is_judged_by_the_addresses_it_has_when_the_connection_is_made(
+        self, fake: FakeProvider
+    ) -> None:
         port = fake.origin.rpartition(":")[2]
         for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1"):
             with pytest.raises(BadAnswer):
@@ -498,13 +529,17 @@ def own_certificate(folder: Path, *, bits: int = 2048, days: int = 1) -> ssl.SSL
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=10))
         .not_valid_after(now + timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False
+        )
         .sign(key, hashes.SHA256())
     )
     pem = certificate.public_bytes(serialization.Encoding.PEM)
     (folder / "self.pem").write_bytes(pem)
     private = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption()
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
     )
     (folder / "pair.pem").write_bytes(private + pem)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -522,7 +557,9 @@ class TestCertificates:
                 Http().get(server.url)
             assert not server.seen
 
-    def test_a_bundle_is_trusted_besides_the_system(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bundle_is_trusted_besides_the_system(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         ours, systems = trustme.CA(), trustme.CA()
         ours.cert_pem.write_to_path(tmp_path / "ours.pem")
         systems.cert_pem.write_to_path(tmp_path / "system.pem")

@@ -16,6 +16,7 @@ from authservice.errors import NotReady, ProviderWrong
 from tests.provider import FakeProvider, public_jwk, rsa_key
 from tests.relying_party import RelyingParty
 
+
 @pytest.fixture
 def fake() -> Iterator[FakeProvider]:
     with FakeProvider(path="/test/a/authservice/") as provider:
@@ -43,7 +44,9 @@ def _judge_requests(rp: RelyingParty) -> None:
     for call in rp.fake.calls("authorize"):
         asked = call.query
         assert asked["response_type"] == "code" and asked["client_id"] == rp.fake.client_id
-        assert "openid" in asked["scope"].split() and "request" not in asked and "#" not in asked["redirect_uri"]
+        assert (
+            "openid" in asked["scope"].split() and "request" not in asked and "#" not in asked["redirect_uri"]
+        )
         assert not (asked.get("max_age") == "0" and asked.get("prompt") == "none")
         assert asked["code_challenge_method"] == "S256" and len(asked["nonce"]) <= 43
     for call in rp.fake.calls("token"):

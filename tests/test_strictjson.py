@@ -12,15 +12,23 @@ from hypothesis import strategies as st
 from authservice.strictjson import MAX_DEPTH, BadJson, read_object
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"])),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=20,
-)  # fmt: skip
+)
 
 
-@given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), VALUES, max_size=5), st.booleans())
-def test_what_everybody_agrees_on_is_read_as_the_standard_library_reads_it(value: dict, escaped: bool) -> None:
+@given(
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), VALUES, max_size=5),
+    st.booleans(),
+)
+def test_what_everybody_agrees_on_is_read_as_the_standard_library_reads_it(
+    value: dict, escaped: bool
+) -> None:
     text = json.dumps(value, ensure_ascii=escaped)
     assert read_object(text.encode()) == json.loads(text)
 
@@ -83,7 +91,11 @@ def test_a_pair_of_surrogates_is_a_character() -> None:
 def test_j19_depth_is_limited_before_anything_recurses() -> None:
     deepest = b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH
     assert read_object(deepest)
-    for text in (b'{"a":' + deepest + b"}", b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}", b'{"a":' * 100_000):
+    for text in (
+        b'{"a":' + deepest + b"}",
+        b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"a":' * 100_000,
+    ):
         with pytest.raises(BadJson):
             read_object(text)
 
@@ -95,7 +107,12 @@ def test_brackets_within_text_are_no_depth() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b'{"a":"' + b'\\"' * 500_000, b"[" * 70 + b'"' + b'\\"' * 500_000, b'{"' + b"[" * 1_000_000, b'{"a":"\\' * 200_000],
+    [
+        b'{"a":"' + b'\\"' * 500_000,
+        b"[" * 70 + b'"' + b'\\"' * 500_000,
+        b'{"' + b"[" * 1_000_000,
+        b'{"a":"\\' * 200_000,
+    ],
     ids=["open-string", "escaped-quotes", "brackets", "backslashes"],
 )
 def test_j19_hostile_megabytes_cost_no_more_than_long_ones(text: bytes) -> None:

@@ -219,7 +219,9 @@ class _Transport:
         self._timeout = timeout
         self._answer: Response | None = None
 
-    def post(self, url: str, data: Mapping[str, str], headers: Mapping[str, str], auth: ClientAuth) -> Response:
+    def post(
+        self, url: str, data: Mapping[str, str], headers: Mapping[str, str], auth: ClientAuth
+    ) -> Response:
         form = {"Content-Type": "application/x-www-form-urlencoded", "Accept": "application/json"}
         address, sent, body = auth.prepare("POST", url, form, url_encode(list(data.items())))
         self._answer = self._http.post(
