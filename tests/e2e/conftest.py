@@ -19,7 +19,10 @@ from tests.e2e.stack import Stack
 from tests.programs import require
 
 # What every shared stack adds to the defaults of `stack.prepare`.
-SHARED: Mapping[str, str] = {"GROUPS_ALLOWLIST": "a,d,e,system:serviceaccounts", "ALLOW_CORS_PREFLIGHT": "true"}
+SHARED: Mapping[str, str] = {
+    "GROUPS_ALLOWLIST": "a,d,e,system:serviceaccounts",
+    "ALLOW_CORS_PREFLIGHT": "true",
+}
 
 Shared = Callable[[str], Stack]
 

@@ -38,7 +38,10 @@ class Ports:
 def _with_ports(text: str, ports: Ports) -> str:
     """The file with the usual ports replaced. Each of them has to be in it."""
     usual: Mapping[str, int] = {
-        "10000": ports.listen, "8080": ports.judge, "8082": ports.site, "9000": ports.application,
+        "10000": ports.listen,
+        "8080": ports.judge,
+        "8082": ports.site,
+        "9000": ports.application,
     }
     for number in usual:
         assert re.search(rf"\b{number}\b", text), f"port {number} is not in the file"
@@ -52,7 +55,16 @@ def _envoy(folder: Path, ports: Ports, *, lenient: bool = False) -> Program:
         text = text.replace(UNDERSCORES_DROPPED, "")
     config = folder / "envoy.yaml"
     config.write_text(_with_ports(text, ports))
-    command = [require("envoy"), "-c", config, "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn"]
+    command = [
+        require("envoy"),
+        "-c",
+        str(config),
+        "--concurrency",
+        "1",
+        "--use-dynamic-base-id",
+        "-l",
+        "warn",
+    ]
     return Program("envoy", command, folder / "envoy.log")
 
 
@@ -68,14 +80,14 @@ def _nginx(folder: Path, ports: Ports) -> Program:
         f"daemon off; worker_processes 1; {user} pid {folder}/nginx.pid; error_log stderr;\n"
         f"events {{}}\nhttp {{ access_log off;\n{scratch}\n{server}\n}}\n"
     )
-    command = [require("nginx"), "-p", folder, "-e", "stderr", "-c", config]
+    command = [require("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
     return Program("nginx", command, folder / "nginx.log")
 
 
 def _caddy(folder: Path, ports: Ports) -> Program:
     config = folder / "Caddyfile"
     config.write_text(_with_ports((FILES / "caddy" / "Caddyfile").read_text(), ports))
-    command = [require("caddy"), "run", "--config", config, "--adapter", "caddyfile"]
+    command = [require("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
     env = {"XDG_CONFIG_HOME": str(folder), "XDG_DATA_HOME": str(folder)}
     return Program("caddy", command, folder / "caddy.log", env=env)
 
@@ -94,7 +106,13 @@ def _lenient_envoy(folder: Path, ports: Ports) -> Program:
     return _envoy(folder, ports, lenient=True)
 
 
-_MAKERS = {"envoy": _envoy, "lenient envoy": _lenient_envoy, "nginx": _nginx, "caddy": _caddy, "traefik": _traefik}
+_MAKERS = {
+    "envoy": _envoy,
+    "lenient envoy": _lenient_envoy,
+    "nginx": _nginx,
+    "caddy": _caddy,
+    "traefik": _traefik,
+}
 
 
 def start(kind: str, folder: Path, ports: Ports) -> Program:

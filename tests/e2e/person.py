@@ -80,7 +80,12 @@ class Person:
     # --- requests ----------------------------------------------------------------------------
 
     def send(
-        self, url: str, method: str = "GET", *, headers: Headers = NAVIGATION, body: bytes = b"",
+        self,
+        url: str,
+        method: str = "GET",
+        *,
+        headers: Headers = NAVIGATION,
+        body: bytes = b"",
         seconds: float = 20,
     ) -> Visit:
         """One request with this person's cookies; redirects are not followed."""
@@ -122,7 +127,9 @@ class Person:
             return visit
         fields = {"login": self.name, "answer": answer, **({"error": error} if error else {})}
         sent = self.send(
-            urljoin(visit.url, form[1]), "POST", body=urlencode(fields).encode(),
+            urljoin(visit.url, form[1]),
+            "POST",
+            body=urlencode(fields).encode(),
             headers=[*NAVIGATION, ("Content-Type", "application/x-www-form-urlencoded")],
         )
         assert sent.answer.status == 303, sent.answer
@@ -142,7 +149,9 @@ class Person:
         for visit in self.history:
             for url in (visit.url, visit.location):
                 query = parse_qs(urlsplit(url).query)
-                found |= {value for name in ("code", "state") for value in query.get(name, []) if len(value) > 20}
+                found |= {
+                    value for name in ("code", "state") for value in query.get(name, []) if len(value) > 20
+                }
             if visit.url.startswith(site):
                 for line in visit.answer.values("set-cookie"):
                     value = line.split(";", 1)[0].partition("=")[2].strip('"')

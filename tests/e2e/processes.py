@@ -58,11 +58,16 @@ class Program:
     """One program: its command, its log file, and, while it runs, its process."""
 
     def __init__(
-        self, name: str, command: Sequence[str | Path], log: Path, *,
-        env: Mapping[str, str] | None = None, cwd: Path | None = None,
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
     ) -> None:
         self.name = name
-        self.command = [str(part) for part in command]
+        self.command = list(command)
         self.log = log
         self.env = {"PATH": os.environ["PATH"], "HOME": str(log.parent), "LANG": "C.UTF-8", **(env or {})}
         self.cwd = cwd
@@ -72,7 +77,12 @@ class Program:
         """Starts it and returns when ``ready`` holds; fails with the log's end when it dies first."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self.env, cwd=self.cwd,
+                self.command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=self.env,
+                cwd=self.cwd,
                 start_new_session=True,
             )
 

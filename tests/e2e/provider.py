@@ -38,7 +38,11 @@ def installed() -> Path:
         mark = FOLDER / "node_modules" / ".installed-from"
         if not mark.exists() or mark.read_text() != wanted:
             done = subprocess.run(
-                [npm, "ci", "--no-audit", "--no-fund"], cwd=FOLDER, capture_output=True, text=True, timeout=300
+                [npm, "ci", "--no-audit", "--no-fund"],
+                cwd=FOLDER,
+                capture_output=True,
+                text=True,
+                timeout=300,
             )
             assert done.returncode == 0, f"npm ci failed:\n{done.stdout}{done.stderr}"
             mark.write_text(wanted)
@@ -53,7 +57,11 @@ class StrictProvider:
     """
 
     def __init__(
-        self, folder: Path, redirect_uris: Sequence[str], *, claims_in_userinfo_only: bool = True,
+        self,
+        folder: Path,
+        redirect_uris: Sequence[str],
+        *,
+        claims_in_userinfo_only: bool = True,
     ) -> None:
         self.port, self._admin_port = free_port(), free_port()
         self.issuer = f"http://127.0.0.1:{self.port}"
@@ -67,8 +75,11 @@ class StrictProvider:
             "people": PEOPLE,
         }
         self.program = Program(
-            "provider", [require("node"), "provider.mjs"], folder / "provider.log",
-            env={"STRICT_PROVIDER": json.dumps(settings)}, cwd=installed(),
+            "provider",
+            [require("node"), "provider.mjs"],
+            folder / "provider.log",
+            env={"STRICT_PROVIDER": json.dumps(settings)},
+            cwd=installed(),
         )
         self._tokens_of_earlier_lives: set[str] = set()
 

@@ -46,8 +46,7 @@ class Seen:
         """All lines that a lenient application (WSGI, CGI) would read as this header."""
         folded = name.lower().replace("-", "_")
         return [
-            (key, value) for key, value in self.headers
-            if key.strip().lower().replace("-", "_") == folded
+            (key, value) for key, value in self.headers if key.strip().lower().replace("-", "_") == folded
         ]
 
 

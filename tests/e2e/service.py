@@ -1,4 +1,4 @@
-"""AuthService itself, as it is run in production: gunicorn from the checkout, settings from the environment."""
+"""AuthService as it is run in production: gunicorn from the checkout, settings from the environment."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Service:
             "LOG_LEVEL": "DEBUG",  # the most talkative: what is searched for secrets
             **settings,
         }
-        command = [Path(sys.executable).with_name("gunicorn"), "-c", CHECKOUT / "gunicorn.conf.py", "wsgi:app"]
+        gunicorn = str(Path(sys.executable).with_name("gunicorn"))
+        command = [gunicorn, "-c", str(CHECKOUT / "gunicorn.conf.py"), "wsgi:app"]
         # Python's own switches (unbuffered, no byte code) go the same way as the settings.
         env = {"PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": os.environ.get("TMPDIR", "/tmp"), **self.settings}
         self.program = Program("authservice", command, folder / "authservice.log", env=env, cwd=CHECKOUT)
@@ -62,11 +63,18 @@ class Service:
         until(lambda: self.probe("/healthz") == 200)
 
     def check(
-        self, target: str, *, method: str = "GET", host: str = "127.0.0.1", headers: Headers = (),
+        self,
+        target: str,
+        *,
+        method: str = "GET",
+        host: str = "127.0.0.1",
+        headers: Headers = (),
     ) -> Answer:
         """Asks the judge port itself, as a gateway would."""
         return request(self.judge_port, method, target, host=host, headers=headers)
 
-    def site(self, target: str, *, method: str = "GET", host: str = "127.0.0.1", headers: Headers = ()) -> Answer:
+    def site(
+        self, target: str, *, method: str = "GET", host: str = "127.0.0.1", headers: Headers = ()
+    ) -> Answer:
         """Asks the site port itself."""
         return request(self.site_port, method, target, host=host, headers=headers)

@@ -99,15 +99,21 @@ class Stack:
         told = sorted(secret for secret in secrets if secret in log)
         assert not told, f"S-33: {len(told)} secrets in AuthService's log, for example {told[:3]}"
         shown = [
-            visit.url for person in self.people for visit in person.history
+            visit.url
+            for person in self.people
+            for visit in person.history
             if visit.url.startswith(self.url) and any(secret in visit.answer.text for secret in secrets)
         ]
         assert not shown, f"S-33: secrets on the pages {shown[:3]}"
 
 
 def prepare(
-    kind: str, folder: Path, settings: Mapping[str, str] | None = None, *,
-    outside: str = "", claims_in_userinfo_only: bool = True,
+    kind: str,
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    outside: str = "",
+    claims_in_userinfo_only: bool = True,
 ) -> Stack:
     """The parts of a stack, none of them started but the application. ``outside`` is the origin
     that the settings name, where it is not the gateway's own."""
@@ -117,23 +123,28 @@ def prepare(
     provider = StrictProvider(
         folder, [f"{outside}/authservice/oidc/callback"], claims_in_userinfo_only=claims_in_userinfo_only
     )
-    service = Service(folder, {
-        "GATEWAY": kind.removeprefix("lenient "),
-        "OIDC_PROVIDER": provider.issuer,
-        "CLIENT_ID": CLIENT_ID,
-        "CLIENT_SECRET": CLIENT_SECRET,
-        "AUTHSERVICE_URL_PREFIX": f"{outside}/authservice/",
-        "OIDC_SCOPES": "openid,profile,email,groups",
-        "SKIP_AUTH_URLS": "/public/",
-        "TRUSTED_PROXIES": "127.0.0.1",
-        **(settings or {}),
-    })
+    service = Service(
+        folder,
+        {
+            "GATEWAY": kind.removeprefix("lenient "),
+            "OIDC_PROVIDER": provider.issuer,
+            "CLIENT_ID": CLIENT_ID,
+            "CLIENT_SECRET": CLIENT_SECRET,
+            "AUTHSERVICE_URL_PREFIX": f"{outside}/authservice/",
+            "OIDC_SCOPES": "openid,profile,email,groups",
+            "SKIP_AUTH_URLS": "/public/",
+            "TRUSTED_PROXIES": "127.0.0.1",
+            **(settings or {}),
+        },
+    )
     return Stack(kind, folder, port, outside, provider, Recorder(), service)
 
 
 def start_gateway(stack: Stack) -> None:
     """Starts the gateway of a stack."""
-    ports = gateways.Ports(stack.port, stack.service.judge_port, stack.service.site_port, stack.application.port)
+    ports = gateways.Ports(
+        stack.port, stack.service.judge_port, stack.service.site_port, stack.application.port
+    )
     stack.gateway = gateways.start(stack.kind, stack.folder, ports)
 
 

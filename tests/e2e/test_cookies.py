@@ -16,7 +16,10 @@ OUTSIDE = "https://app.localhost"
 def every_line(person: Person) -> list[str]:
     """Each Set-Cookie value that came from our side of the world."""
     return [
-        line for visit in person.history if visit.url.startswith(OUTSIDE) for line in visit.answer.values("set-cookie")
+        line
+        for visit in person.history
+        if visit.url.startswith(OUTSIDE)
+        for line in visit.answer.values("set-cookie")
     ]
 
 

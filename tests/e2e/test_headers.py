@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.e2e.conftest import Shared
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.stack import Stack
 from tests.e2e.wire import Answer, exchange
@@ -17,8 +18,11 @@ def cookie_of(person: Person, stack: Stack) -> str:
 
 def test_two_cookie_lines_are_both_read(gated: Stack, marker: str) -> None:
     ours = cookie_of(gated.one_logged_in(), gated)
-    for lines in ([("Cookie", "a=1; b=2"), ("Cookie", ours)], [("Cookie", ours), ("Cookie", "a=1; b=2")],
-                  [("Cookie", "a=1"), ("Cookie", f"x=y; {ours}; z=1"), ("Cookie", "c=3")]):
+    for lines in (
+        [("Cookie", "a=1; b=2"), ("Cookie", ours)],
+        [("Cookie", ours), ("Cookie", "a=1; b=2")],
+        [("Cookie", "a=1"), ("Cookie", f"x=y; {ours}; z=1"), ("Cookie", "c=3")],
+    ):
         answer = gated.request("GET", "/", [("X-Marker", marker), *lines])
         assert answer.status == 200, lines
     assert [seen.values("kubeflow-userid") for seen in gated.reached(marker)] == [["alice@example.org"]] * 3
@@ -26,12 +30,16 @@ def test_two_cookie_lines_are_both_read(gated: Stack, marker: str) -> None:
 
 def test_K02_a_planted_cookie_of_our_name_beside_the_real_one_neither_helps_nor_harms(gated: Stack) -> None:
     name, value = next(
-        (name, value) for name, value in gated.one_logged_in().cookies(gated.url + "/").items()
+        (name, value)
+        for name, value in gated.one_logged_in().cookies(gated.url + "/").items()
         if name == "authservice_session"
     )
     planted = "A" * len(value)
     assert gated.request("GET", "/", [("Cookie", f"{name}={planted}; {name}={value}")]).status == 200
-    assert gated.request("GET", "/", [("Cookie", f"{name}={planted}"), ("Cookie", f"{name}={value}")]).status == 200
+    assert (
+        gated.request("GET", "/", [("Cookie", f"{name}={planted}"), ("Cookie", f"{name}={value}")]).status
+        == 200
+    )
     assert gated.request("GET", "/", [("Cookie", f"{name}={planted}"), *NAVIGATION]).status == 302
 
 
@@ -80,16 +88,19 @@ def test_S07_nor_does_it_change_where_the_login_ends(gated: Stack, spoof: tuple[
 
 
 @pytest.mark.xdist_group("e2e-nginx")
-@pytest.mark.parametrize("headers", [
-    [("X-Original-URI", "/admin"), ("X-Original-URI", "/public/x")],
-    [("X-Original-URI", "/public/x"), ("X-Original-URI", "/admin")],
-    [("X-Original-URI", "/public/x, /admin")],
-    [("X-Original-URI", "/public/x"), ("X-Original-URL", "http://app.localhost/admin")],
-    [("X-Original-Method", "GET")],
-    [],
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("X-Original-URI", "/admin"), ("X-Original-URI", "/public/x")],
+        [("X-Original-URI", "/public/x"), ("X-Original-URI", "/admin")],
+        [("X-Original-URI", "/public/x, /admin")],
+        [("X-Original-URI", "/public/x"), ("X-Original-URL", "http://app.localhost/admin")],
+        [("X-Original-Method", "GET")],
+        [],
+    ],
+)
 def test_S07_in_the_nginx_dialect_a_doubled_or_missing_origin_is_denied(
-    shared_stack, headers: list[tuple[str, str]]  # type: ignore[no-untyped-def]
+    shared_stack: Shared, headers: list[tuple[str, str]]
 ) -> None:
     service = shared_stack("nginx").service
     for method in ([("X-Original-Method", "GET")], []):
@@ -127,7 +138,8 @@ def test_H01_line_breaks_split_no_answer_and_no_log_line(gated: Stack, target: s
 
 def test_H01_nor_do_they_in_what_comes_to_the_callback(gated: Stack) -> None:
     for query in (
-        "state=%0d%0aSet-Cookie:%20evil=1&code=x", "code=%0d%0aSet-Cookie:%20evil=1&state=x",
+        "state=%0d%0aSet-Cookie:%20evil=1&code=x",
+        "code=%0d%0aSet-Cookie:%20evil=1&state=x",
         "error=%0d%0aSet-Cookie:%20evil=1&error_description=%0d%0a<script>alert(1)</script>",
     ):
         answer = gated.request("GET", f"/authservice/oidc/callback?{query}", NAVIGATION)
@@ -143,6 +155,7 @@ def assert_one_answer(answer: Answer) -> None:
 
 
 # --- sizes -----------------------------------------------------------------------------------
+
 
 def many(total: int, each: int) -> list[tuple[str, str]]:
     return [(f"X-Filler-{number}", "f" * each) for number in range(total // (each + 16))]
@@ -198,8 +211,13 @@ def test_H11_K07_the_same_at_the_ports_themselves(enveloped: Stack, shape: str) 
 def test_H11_a_request_that_is_not_http_costs_no_worker(enveloped: Stack) -> None:
     before = enveloped.service.workers()
     rubbish = [
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", b"GET\r\n\r\n", b"\r\n\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n",
-        b"\x00" * 100, b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", b"GET / HTTP/1.1\r\n: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"GET\r\n\r\n",
+        b"\r\n\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x00" * 100,
+        b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"GET / HTTP/1.1\r\n: x\r\n\r\n",
         b"GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\nabc",
     ]
     for data in rubbish:

@@ -57,21 +57,27 @@ def test_S13_logout_works_on_both_ports(enveloped: Stack) -> None:
         person = enveloped.logged_in()
         value = session_of(person, enveloped)
         person.connect = {enveloped.host: port}
-        assert person.send(enveloped.url + "/authservice/logout", "POST", headers=SAME_ORIGIN).answer.status == 201
+        assert (
+            person.send(enveloped.url + "/authservice/logout", "POST", headers=SAME_ORIGIN).answer.status
+            == 201
+        )
         assert_session_is_gone(enveloped, value)
 
 
-@pytest.mark.parametrize("headers", [
-    [("Sec-Fetch-Site", "cross-site")],
-    [("Sec-Fetch-Site", "same-site")],
-    [("Sec-Fetch-Site", "none")],
-    [("Sec-Fetch-Site", "cross-site"), ("Origin", "OWN")],
-    [("Origin", "https://evil.example")],
-    [("Origin", "null")],
-    [("Referer", "OWN/x")],
-    [("Authorization", "Bearer " + "A" * 43)],
-    [("Authorization", "Bearer garbage")],
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [("Sec-Fetch-Site", "cross-site")],
+        [("Sec-Fetch-Site", "same-site")],
+        [("Sec-Fetch-Site", "none")],
+        [("Sec-Fetch-Site", "cross-site"), ("Origin", "OWN")],
+        [("Origin", "https://evil.example")],
+        [("Origin", "null")],
+        [("Referer", "OWN/x")],
+        [("Authorization", "Bearer " + "A" * 43)],
+        [("Authorization", "Bearer garbage")],
+    ],
+)
 def test_S27_nobody_else_can_log_a_person_out(gated: Stack, headers: list[tuple[str, str]]) -> None:
     person = gated.one_logged_in()
     lines = [(name, value.replace("OWN", gated.url)) for name, value in headers]

@@ -103,7 +103,9 @@ RAW = [
 
 
 @pytest.mark.parametrize("target", RAW)
-def test_S35_a_raw_path_reaches_the_application_as_it_was_sent(gated: Stack, marker: str, target: str) -> None:
+def test_S35_a_raw_path_reaches_the_application_as_it_was_sent(
+    gated: Stack, marker: str, target: str
+) -> None:
     person = gated.one_logged_in()
     visit = person.send(gated.url + target, headers=[("X-Marker", marker)])
     assert visit.answer.status == 200
@@ -116,21 +118,59 @@ def normal(target: str) -> str:
 
 
 AWKWARD = [
-    "//a", "//", "/a//b", "/a/../b", "/a/..", "/.", "/a/.", "/a;", "/a%2F", "/a/", "/%2e%2e/", "/a%20b", "/a%0Ab",
-    "/%0D%0A", "/a%00b", "/%ff", "/index.html/", "/site", "/site/homepage/", "/static/x", "/favicon.ico", "/?", "/a?/",
+    "//a",
+    "//",
+    "/a//b",
+    "/a/../b",
+    "/a/..",
+    "/.",
+    "/a/.",
+    "/a;",
+    "/a%2F",
+    "/a/",
+    "/%2e%2e/",
+    "/a%20b",
+    "/a%0Ab",
+    "/%0D%0A",
+    "/a%00b",
+    "/%ff",
+    "/index.html/",
+    "/site",
+    "/site/homepage/",
+    "/static/x",
+    "/favicon.ico",
+    "/?",
+    "/a?/",
 ]
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "PROPFIND", "REPORT", "TRACE", "BREW", "X-Y"]
+METHODS = [
+    "GET",
+    "HEAD",
+    "POST",
+    "PUT",
+    "PATCH",
+    "DELETE",
+    "OPTIONS",
+    "PROPFIND",
+    "REPORT",
+    "TRACE",
+    "BREW",
+    "X-Y",
+]
 
 
 @pytest.mark.xdist_group("e2e-envoy")
 @pytest.mark.parametrize("method", METHODS)
-def test_S35_H07_every_method_on_every_path_gets_an_authorization_answer(enveloped: Stack, method: str) -> None:
+def test_S35_H07_every_method_on_every_path_gets_an_authorization_answer(
+    enveloped: Stack, method: str
+) -> None:
     alice = enveloped.one_logged_in()
     cookie = "; ".join(f"{k}={v}" for k, v in alice.cookies(enveloped.url + "/").items())
     for target in [*AWKWARD, *RAW]:
         anonymous = enveloped.service.check(target, method=method, host=enveloped.host)
         assert anonymous.status == (302 if method in ("GET", "HEAD") else 401), (target, anonymous)
-        known = enveloped.service.check(target, method=method, host=enveloped.host, headers=[("Cookie", cookie)])
+        known = enveloped.service.check(
+            target, method=method, host=enveloped.host, headers=[("Cookie", cookie)]
+        )
         assert known.status == 200, (target, known)
         assert known.body == b""
         assert known.header("kubeflow-userid") == "alice@example.org"
@@ -152,7 +192,9 @@ def test_S35_H07_every_method_is_judged_behind_the_gateway(gated: Stack, marker:
 def test_body_and_length_of_a_post_reach_the_application(gated: Stack, marker: str) -> None:
     person = gated.one_logged_in()
     body = b"x" * 100_000
-    visit = person.send(gated.url + "/form", "POST", headers=[("X-Marker", marker), ("Content-Type", "text/x")], body=body)
+    visit = person.send(
+        gated.url + "/form", "POST", headers=[("X-Marker", marker), ("Content-Type", "text/x")], body=body
+    )
     assert visit.answer.status == 200
     (seen,) = gated.reached(marker)
     assert seen.body == body
@@ -160,13 +202,19 @@ def test_body_and_length_of_a_post_reach_the_application(gated: Stack, marker: s
 
 
 WEBSOCKET = [
-    ("Connection", "Upgrade"), ("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"),
+    ("Connection", "Upgrade"),
+    ("Upgrade", "websocket"),
+    ("Sec-WebSocket-Version", "13"),
     ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ=="),
 ]
 NOT_PAGES = {
     "websocket": WEBSOCKET,
     "grpc": [("Content-Type", "application/grpc"), ("TE", "trailers")],
-    "event-stream": [("Accept", "text/event-stream"), ("Sec-Fetch-Mode", "cors"), ("Sec-Fetch-Dest", "empty")],
+    "event-stream": [
+        ("Accept", "text/event-stream"),
+        ("Sec-Fetch-Mode", "cors"),
+        ("Sec-Fetch-Dest", "empty"),
+    ],
     "fetch": [("Sec-Fetch-Mode", "cors"), ("Sec-Fetch-Dest", "empty"), ("Accept", "*/*")],
     "xhr": [("X-Requested-With", "XMLHttpRequest")],
     "json": [("Accept", "application/json")],
@@ -208,8 +256,18 @@ def test_a_websocket_of_a_logged_in_person_is_let_through(gated: Stack, marker: 
 
 def test_H09_the_check_endpoints_give_nothing_away_from_outside(gated: Stack) -> None:
     alice = gated.one_logged_in()
-    for target in ("/authservice/verify", "/authservice/verify/x", "/authservice/forward-auth", "/_authservice"):
+    for target in (
+        "/authservice/verify",
+        "/authservice/verify/x",
+        "/authservice/forward-auth",
+        "/_authservice",
+    ):
         for headers in (NAVIGATION, [("X-Forwarded-Uri", "/public/x"), ("X-Original-URI", "/public/x")]):
             visit = alice.send(gated.url + target, headers=headers)
-            for name in ("kubeflow-userid", "kubeflow-groups", "auth-method", "x-envoy-auth-headers-to-remove"):
+            for name in (
+                "kubeflow-userid",
+                "kubeflow-groups",
+                "auth-method",
+                "x-envoy-auth-headers-to-remove",
+            ):
                 assert visit.answer.values(name) == [], (target, name)

@@ -17,13 +17,25 @@ PAGE = "/site/homepage"
 
 def hosts(stack: Stack) -> list[str]:
     judge, site = stack.service.judge_port, stack.service.site_port
-    return [f"127.0.0.1:{judge}", f"127.0.0.1:{site}", "127.0.0.1", f"judge:{judge}", f"site:{site}", "judge", "site", ""]
+    return [
+        f"127.0.0.1:{judge}",
+        f"127.0.0.1:{site}",
+        "127.0.0.1",
+        f"judge:{judge}",
+        f"site:{site}",
+        "judge",
+        "site",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("page", [PAGE, "/healthz", "/readyz", "/site/themes/kubeflow/styles.css"])
 def test_the_judge_port_serves_no_pages_whatever_the_host(enveloped: Stack, page: str) -> None:
     for host in hosts(enveloped):
-        for more in ([], [("X-Forwarded-Host", host), ("X-Forwarded-Port", str(enveloped.service.site_port))]):
+        for more in (
+            [],
+            [("X-Forwarded-Host", host), ("X-Forwarded-Port", str(enveloped.service.site_port))],
+        ):
             answer = enveloped.service.check(page, host=host, headers=[*NAVIGATION, *more])
             assert answer.status == 302, (host, answer)
     absolute = f"http://127.0.0.1:{enveloped.service.site_port}{page}"

@@ -36,7 +36,10 @@ def addresses() -> list[str]:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     running = stacks.start(
-        "envoy", tmp_path_factory.mktemp("return"), {"ALLOWED_REDIRECT_HOSTS": "*.wild.example"}, outside=OUTSIDE
+        "envoy",
+        tmp_path_factory.mktemp("return"),
+        {"ALLOWED_REDIRECT_HOSTS": "*.wild.example"},
+        outside=OUTSIDE,
     )
     yield running
     running.stop()
@@ -58,7 +61,9 @@ class Returns:
             return None
         state = parse_qs(urlsplit(begun.header("location")).query)["state"][0]
         ended = self._stack.service.site(
-            f"{CALLBACK}?code=none&state={quote(state)}", host="our.host", headers=[self._session, *NAVIGATION]
+            f"{CALLBACK}?code=none&state={quote(state)}",
+            host="our.host",
+            headers=[self._session, *NAVIGATION],
         )
         assert ended.status == 302, ended
         return ended.header("location")
@@ -75,7 +80,9 @@ class Returns:
 
 
 @pytest.mark.parametrize("way", ["by_parameter", "by_path"])
-def test_S01_every_hostile_address_ends_on_an_allowed_origin(chromium: Browser, stack: Stack, way: str) -> None:
+def test_S01_every_hostile_address_ends_on_an_allowed_origin(
+    chromium: Browser, stack: Stack, way: str
+) -> None:
     returns = Returns(stack)
     tried = addresses()
     assert len(tried) >= 500
@@ -110,6 +117,10 @@ def test_S01_the_shortcut_shows_what_a_whole_login_does(stack: Stack) -> None:
 
 def test_S02_S03_good_addresses_are_kept(stack: Stack) -> None:
     returns = Returns(stack)
-    for address in ("/a%2Fb;c=1?q=%C3%A9&n=https://o.example/&z=//w", "https://our.host/x?y=1", "https://a.wild.example/b"):
+    for address in (
+        "/a%2Fb;c=1?q=%C3%A9&n=https://o.example/&z=//w",
+        "https://our.host/x?y=1",
+        "https://a.wild.example/b",
+    ):
         whole = address if address.startswith("https:") else OUTSIDE + address
         assert returns.by_parameter(address) in (address, whole)

@@ -25,7 +25,12 @@ def test_S33_no_log_holds_a_secret(own_stack: StartStack) -> None:
         stack.request("GET", target, [("Authorization", f"Bearer {value}")])
         stack.request("GET", target, [*NAVIGATION, ("Cookie", f"authservice_session={value}x")])
     callback = next(visit.url for visit in alice.history if "/oidc/callback?" in visit.url)
-    for broken in (callback, callback + "&code=again", callback + "&state=again", callback.replace("state=", "state=x")):
+    for broken in (
+        callback,
+        callback + "&code=again",
+        callback + "&state=again",
+        callback.replace("state=", "state=x"),
+    ):
         alice.send(broken)
         stack.person().send(broken)
     stack.provider.fail("/token", 401)

@@ -72,7 +72,13 @@ def build(method: str, target: str, host: str, headers: Headers = (), body: byte
 
 
 def request(
-    port: int, method: str, target: str, *, host: str = "127.0.0.1", headers: Headers = (), body: bytes = b"",
+    port: int,
+    method: str,
+    target: str,
+    *,
+    host: str = "127.0.0.1",
+    headers: Headers = (),
+    body: bytes = b"",
     seconds: float = 20,
 ) -> Answer:
     """One request on a connection of its own."""
