@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="drive a login through it, then end")
     parser.add_argument("--free-ports", action="store_true", help="leave the usual ports to others")
     options = parser.parse_args(arguments)
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory(prefix="authservice-demo-") as folder:
         stack = Stack(choose_ports(options.free_ports), Path(folder), say)
