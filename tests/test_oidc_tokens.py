@@ -537,7 +537,8 @@ class TestClaims:
     @pytest.mark.parametrize(
         ("name", "value"),
         [
-            ("nbf", 61), ("nbf", "x"), ("nbf", None), ("nbf", 10**12), ("iat", 61), ("iat", "x"),
+            ("nbf", 61), ("nbf", "x"), ("nbf", None), ("nbf", True), ("nbf", 10**12), ("iat", 61),
+            ("iat", "x"),
             ("iat", None),
             ("iat", True), ("iat", -3661), ("iat", -(10**9)), ("iat", ...),
         ],

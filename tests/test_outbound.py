@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import socket
 import ssl
@@ -402,6 +404,15 @@ class TestSize:
             with pytest.raises(OutboundFault):
                 Http(timeout=5 * SECOND).get(url)
             assert time.monotonic() - began < 4
+
+    def test_s33_nothing_that_a_server_sends_gets_into_a_log(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.DEBUG)
+        answer = b"HTTP/1.1 200 OK\r\nforged line: without sense\r\n\x00\r\nContent-Length: 2\r\n\r\n{}"
+        with raw_server(lambda connection, over: (connection.sendall(answer), connection.close())) as url:
+            for _ in range(2):
+                with contextlib.suppress(OutboundFault):
+                    Http(timeout=SECOND).get(f"{url}/?token=geheim")
+        assert not caplog.records
 
     @pytest.mark.parametrize(
         "answer",

@@ -8,6 +8,7 @@ environment. What an answer means is its caller's business.
 from __future__ import annotations
 
 import http.client
+import logging
 import os
 import ssl
 from collections.abc import Iterator, Mapping
@@ -72,6 +73,8 @@ class Http:
         self, ca_bundle: Path | None = None, timeout: timedelta = TIMEOUT, max_bytes: int = MAX_BYTES
     ) -> None:
         """Raises OSError (ssl.SSLError is one) when ``ca_bundle`` cannot be used."""
+        # Its lines quote what servers sent and name addresses with their queries.
+        logging.getLogger("urllib3").setLevel(logging.CRITICAL)
         self.timeout = timeout
         self._context = _tls_context(ca_bundle)
         self._max_bytes = max_bytes
