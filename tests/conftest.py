@@ -14,6 +14,8 @@ import pytest
 from flask import Flask
 from werkzeug.test import create_environ, run_wsgi_app
 
+from tests.programs import require
+
 if TYPE_CHECKING:
     from tests.provider import FakeProvider
 
@@ -202,3 +204,15 @@ def make_browser(make_app: Callable[..., Flask], provider: FakeProvider) -> Call
 @pytest.fixture
 def browser(make_browser: Callable[..., Browser]) -> Browser:
     return make_browser()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A headless Chromium (`playwright.sync_api.Browser`), one for the whole process."""
+    program = require("chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield browser
+        browser.close()

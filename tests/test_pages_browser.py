@@ -15,7 +15,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 
 from authservice.pages import Page, Pages
-from tests.programs import require
 from tests.waiting import until
 
 pytestmark = pytest.mark.external
@@ -64,17 +63,6 @@ class Site:
         return [b"<title>elsewhere</title>"]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = require("chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def site() -> Iterator[Site]:
     site = Site()
@@ -89,8 +77,8 @@ def site() -> Iterator[Site]:
 
 
 @pytest.fixture
-def tab(browser: Any) -> Iterator[Any]:
-    context = browser.new_context(viewport={"width": 320, "height": 640})
+def tab(chromium: Any) -> Iterator[Any]:
+    context = chromium.new_context(viewport={"width": 320, "height": 640})
     yield context.new_page()
     context.close()
 
@@ -154,11 +142,11 @@ def test_onward_reaches_another_origin(site: Site, tab: Any) -> None:
 
 @pytest.mark.parametrize("scripts", [True, False])
 def test_gitlab_automatic_variant_signs_out_by_itself_or_by_its_button(
-    site: Site, browser: Any, scripts: bool
+    site: Site, chromium: Any, scripts: bool
 ) -> None:
     pages = Pages(template_paths=["gitlab/auto_logout"], provider_url=site.url("/group", "localhost"))
     site.pages = {"/site/after_logout": pages.after_logout()}
-    context = browser.new_context(java_script_enabled=scripts)
+    context = chromium.new_context(java_script_enabled=scripts)
     tab = context.new_page()
     tab.goto(site.url("/site/after_logout"), wait_until="commit")
     if not scripts:

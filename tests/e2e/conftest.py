@@ -5,6 +5,7 @@ Tests that share a stack carry its ``xdist_group``, so that they run in one proc
 
 from __future__ import annotations
 
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -16,7 +17,9 @@ import pytest
 
 from tests.e2e import gateways, stack
 from tests.e2e.stack import Stack
-from tests.programs import require
+
+# Processes are watched through /proc, and limited with prlimit.
+collect_ignore_glob = [] if sys.platform == "linux" else ["test_*.py"]
 
 # What every shared stack adds to the defaults of `stack.prepare`.
 SHARED: Mapping[str, str] = {
@@ -81,15 +84,3 @@ def own_stack(tmp_path: Path) -> Iterator[StartStack]:
 def marker() -> str:
     """A value for the header ``X-Marker``, by which one test's requests are known at the application."""
     return uuid.uuid4().hex
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
-    """A headless Chromium (`playwright.sync_api.Browser`), one for the whole process."""
-    program = require("chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield browser
-        browser.close()
