@@ -136,7 +136,7 @@ class TestAlgorithm:
                 )
 
     @pytest.mark.parametrize("alg", ["RS384", "RS512", "PS256", "ES256"])
-    def test_j05_another_algorithm_correctly_signed_with_a_published_key(self, alg: str) -> None:
+    def test_d12_j05_another_algorithm_correctly_signed_with_a_published_key(self, alg: str) -> None:
         key = ec_key(0) if alg == "ES256" else KEY
         keys = read_key_set({"keys": [public_jwk(key, kid="k1", use="sig")]})
         token = jwt.encode(GOOD, key, algorithm=alg, headers={"kid": "k1"})

@@ -8,6 +8,8 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
+from authservice.errors import SettingsError
+from authservice.settings.table import ROWS
 from tests.conftest import Answer, Browser, Clock, ask, path_of
 from tests.waiting import until
 
@@ -219,6 +221,13 @@ class TestCallback:
         browser.provider.claims["email_verified"] = True
         assert browser.log_in().status == 302
 
+    def test_s14_no_setting_decides_by_mail_address_and_an_ambiguous_one_is_refused(self, browser: Browser) -> None:
+        deciding = {row.name for row in ROWS if re.search("MAIL|DOMAIN", row.name)}
+        assert deciding == {"REQUIRE_VERIFIED_EMAIL", "SESSION_COOKIE_DOMAIN"}
+        for address in ("a@evil.org@example.com", '"a@b"@example.com', "a@example.com ", "a b@example.com"):
+            browser.provider.claims["email"] = address
+            assert_refused(browser, browser.log_in(), 403)
+
     def test_r2_a_refused_login_leaves_an_earlier_session_alone(self, browser: Browser) -> None:
         browser.log_in()
         secret = browser.session
@@ -281,6 +290,18 @@ class TestCookies:
         attributes = browser.attributes["sid"]
         assert "Domain=example.com" in attributes and "HttpOnly" not in attributes and "Max-Age=600" in attributes
         assert browser.get("/").status == 200
+
+    def test_k04_a_host_cookie_cannot_be_tossed_from_a_sibling(self, make_browser: Callable[..., Browser]) -> None:
+        browser = make_browser(SESSION_COOKIE_NAME="__Host-session",
+                               REDIRECT_URL="https://app.example/authservice/oidc/callback")
+        browser.log_in()
+        for name, attributes in browser.attributes.items():
+            assert name.startswith("__Host-session")
+            assert "Secure" in attributes and "Path=/" in attributes and "Domain" not in attributes
+        assert browser.get("/").status == 200
+        for refused in ({"SESSION_COOKIE_DOMAIN": "example.com"}, {"SESSION_COOKIE_SECURE": "false"}):
+            with pytest.raises(SettingsError, match="__Host-"):
+                make_browser(SESSION_COOKIE_NAME="__Host-session", **refused)
 
     def test_k06_no_cookies_size_depends_on_claims(self, browser: Browser) -> None:
         browser.provider.claims["groups"] = [f"group-{number}" for number in range(300)]
