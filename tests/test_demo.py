@@ -50,9 +50,15 @@ class Provider:
 
     def address(self, **changes: str | None) -> str:
         asked: dict[str, str | None] = {
-            "response_type": "code", "client_id": "demo", "redirect_uri": CALLBACK, "state": "s", "nonce": "n",
-            "scope": "openid profile email groups", "code_challenge": CHALLENGE, "code_challenge_method": "S256",
-        }  # fmt: skip
+            "response_type": "code",
+            "client_id": "demo",
+            "redirect_uri": CALLBACK,
+            "state": "s",
+            "nonce": "n",
+            "scope": "openid profile email groups",
+            "code_challenge": CHALLENGE,
+            "code_challenge_method": "S256",
+        }
         return "/authorize?" + urlencode({key: value for key, value in (asked | changes).items() if value})
 
     def log_in(self, **form: str) -> dict[str, str]:
@@ -174,7 +180,8 @@ def test_another_redirect_address_gets_no_redirect(provider: Provider) -> None:
 
 def test_the_client_must_know_its_secret(provider: Provider) -> None:
     code = provider.log_in()["code"]
-    form = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK, "code_verifier": VERIFIER}
+    form = {"grant_type": "authorization_code", "code": code, "redirect_uri": CALLBACK}
+    form["code_verifier"] = VERIFIER
     answer = Browser(provider.app).post("/token", data=form, auth=("demo", "wrong"))
     assert (answer.status_code, answer.get_json()["error"]) == (401, "invalid_client")
 
@@ -223,7 +230,8 @@ def test_logging_out_at_the_provider(provider: Provider) -> None:
     assert answer.headers["Location"] == f"{AFTER}?state=x"
     assert provider.userinfo(tokens["access_token"]).status_code == 401
     again = provider.tokens()
-    page = provider.browser.get("/end_session", query_string={"post_logout_redirect_uri": "http://evil.test/"})
+    elsewhere = {"post_logout_redirect_uri": "http://evil.test/"}
+    page = provider.browser.get("/end_session", query_string=elsewhere)
     assert page.status_code == 200
     assert provider.userinfo(again["access_token"]).status_code == 200
     provider.browser.post("/end_session")
@@ -286,7 +294,8 @@ def test_an_application_that_cannot_be_told_is_said(provider: Provider) -> None:
 
 def test_the_application_shows_who_calls_and_escapes_it() -> None:
     browser = Browser(create_application(ISSUER))
-    page = browser.get("/x?<b>", headers={"kubeflow-userid": "<script>alert(1)</script>"}).get_data(as_text=True)
+    forged = {"kubeflow-userid": "<script>alert(1)</script>"}
+    page = browser.get("/x?<b>", headers=forged).get_data(as_text=True)
     assert "&lt;script&gt;" in page and "<script>" not in page
     assert browser.get("/public/headers.json", headers={"X-Me": "you"}).get_json()[-1] == ["X-Me", "you"]
 
@@ -313,7 +322,8 @@ def test_demo_check_drives_everything_through_envoy() -> None:
     """A proxy or a setting in the environment does not change it."""
     require("envoy")
     done = subprocess.run(
-        [sys.executable, "-m", "authservice_demo", "--check", "--free-ports"], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "authservice_demo", "--check", "--free-ports"],
+        capture_output=True, text=True, timeout=120,
         env={**ENVIRONMENT, "HTTP_PROXY": "http://127.0.0.1:9", "GROUPS_ALLOWLIST": "nobody"},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
