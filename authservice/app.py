@@ -17,7 +17,7 @@ from typing import Any
 
 import flask
 from flask import Flask, Request, Response
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
 from authservice import judge, logs, site, startup
@@ -349,8 +349,8 @@ def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) ->
         sentences = {404: "There is nothing at this address.",
                      405: "This address does not take this kind of request."}
         answer = service.site.error_page(error.code or 500, sentences.get(error.code or 500, "That did not work."))
-        if getattr(error, "valid_methods", None):
-            answer.headers["Allow"] = ", ".join(sorted(error.valid_methods))
+        if isinstance(error, MethodNotAllowed):
+            answer.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         return answer
 
     def unexpected(error: Exception) -> Response:

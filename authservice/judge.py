@@ -69,25 +69,26 @@ class Judge:
             check = dialect.read(parts)
         except Misdirected as error:
             return self._misdirected(parts, error, identifier)
-        decision = self._pipeline.decide(check, reach)
-        if isinstance(decision, Login) and decision.redirect and dialect.style.redirects:
-            decision = self._enter(decision, check, reach)
-        match decision:
-            case Reply():
-                self._record(check, identifier, Event.LOGIN_BEGUN)
-                return decision
-            case Allow():
-                return allowed(decision, dialect.style, dialect.name)
-            case Login():
-                return self._told_to_log_in(decision, check, identifier)
-            case Deny():
-                return self._denied(decision, check, identifier)
+        match self._pipeline.decide(check, reach):
+            case Allow() as allow:
+                return allowed(allow, dialect.style, dialect.name)
+            case Login() as login if login.redirect and dialect.style.redirects:
+                return self._sent_to_log_in(login, check, identifier, reach)
+            case Login() as login:
+                return self._told_to_log_in(login, check, identifier)
+            case Deny() as deny:
+                return self._denied(deny, check, identifier)
 
-    def _enter(self, login: Login, check: CheckRequest, reach: Reach) -> Reply | Deny:
+    def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
         try:
-            return self._entrance.begin(login.return_to, check.header("cookie"), check.scheme, _origin(check), reach)
+            reply = self._entrance.begin(
+                login.return_to, check.header("cookie"), check.scheme, _origin(check), reach
+            )
         except AuthServiceError as error:
-            return Deny(error.status, error.reason, error.public, cause=str(error))
+            deny = Deny(error.status, error.reason, error.public, cause=str(error))
+            return self._denied(deny, check, identifier)
+        self._record(check, identifier, Event.LOGIN_BEGUN)
+        return reply
 
     def _told_to_log_in(self, login: Login, check: CheckRequest, identifier: str) -> Reply:
         self._record(check, identifier, Event.DENIED, status=401, reason=Reason.NOT_AUTHENTICATED)

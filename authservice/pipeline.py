@@ -35,7 +35,7 @@ class Pipeline:
         authenticators: Sequence[Authenticator],
         authorizers: Sequence[Authorizer],
         headers: IdentityHeaders,
-        ready: Callable[[Reach], None],
+        ready: Callable[[Reach], object],
         redirects: Callable[[CheckRequest], bool],
         return_addresses: ReturnAddresses,
     ) -> None:

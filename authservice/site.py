@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import cast
 from urllib.parse import parse_qs, quote, urlsplit
 
 import flask
@@ -29,6 +30,7 @@ from authservice.ops import Readiness, is_ready
 from authservice.pages import Page, Pages
 from authservice.sessions import Session
 from authservice.sessions.cookies import read_cookies
+from authservice.sessions.interface import BrowserSession
 from authservice.sessions.live import Sessions
 from authservice.urls import ReturnAddresses
 
@@ -115,7 +117,7 @@ class Site:
         )
         self._headers.render(identity)
         now = self._now()
-        flask.session.log_in(
+        browser_session().log_in(
             Session(
                 user_id=identity.user_id,
                 groups=identity.groups,
@@ -141,7 +143,7 @@ class Site:
         if address is None:
             return None
         try:
-            return (address or self.rules.homepage_url) if flask.session.record is not None else None
+            return (address or self.rules.homepage_url) if browser_session().record is not None else None
         except AuthServiceError:
             return None
 
@@ -218,32 +220,39 @@ class Site:
         """
         if request.method != "POST":
             return self._method_not_allowed("POST")
+        bearer = self._bearer()
         try:
-            ended = self._end_session()
+            ended = self._end_session(bearer)
         except Refused:
             return self._logout_refused()
         except AuthServiceError as error:
-            return Response(error.public, status=503, content_type="text/plain; charset=utf-8",
-                            headers={"Cache-Control": NO_STORE, "Retry-After": "5"})
-        answer = self._logged_out(self._revoke(ended.refresh_token, ended.access_token) if ended else [])
+            return self._cannot_log_out(error)
+        not_revoked = self._revoke(ended.refresh_token, ended.access_token) if ended else []
+        answer = self._logged_out(not_revoked, page=bearer is None and _wants_page())
         self._drop_cookie(answer, self._rounds.cookie_name)
         log.info(Event.LOGGED_OUT.value, extra=request_log_fields())
         return answer
 
-    def _end_session(self) -> Session | None:
+    def _bearer(self) -> str | None:
+        """The session's value in ``AUTH_HEADER``; empty when the header cannot be understood."""
+        header = self.rules.auth_header.lower()
+        try:
+            return bearer_credential(header, request.headers.get(header, "")) if header else None
+        except Refused:
+            return ""
+
+    def _end_session(self, bearer: str | None) -> Session | None:
         """The session that ended; ``None`` when a person's browser had none any more.
 
         Raises `errors.Refused` when nothing proves that the owner asks.
         """
-        header = self.rules.auth_header.lower()
-        credential = bearer_credential(header, request.headers.get(header, "")) if header else None
-        if credential is not None:
-            if self._sessions.load(credential, Reach.NETWORK) is None:
+        if bearer is not None:
+            if self._sessions.load(bearer, Reach.NETWORK) is None:
                 raise Refused("no session of this value")
-            return flask.session.log_out(bearer=credential)
+            return browser_session().log_out(bearer=bearer)
         if not self._proves_own_origin():
             raise Refused("a cookie without same-origin proof")
-        ended = flask.session.log_out()
+        ended = browser_session().log_out()
         if ended is None and not _wants_page():
             raise Refused("no session of this cookie")
         return ended
@@ -260,10 +269,10 @@ class Site:
         host = parts.headers.get("host", "").lower()
         return bool(host) and origin.netloc.lower() == host and scheme in (None, origin.scheme)
 
-    def _logged_out(self, not_revoked: list[str]) -> Response:
+    def _logged_out(self, not_revoked: list[str], *, page: bool) -> Response:
         if not_revoked:
             log.warning(Event.NOT_REVOKED.value, extra={**request_log_fields(), "tokens": not_revoked})
-        if _wants_page():
+        if page:
             return self._leave(self.rules.after_logout_url)
         body: dict[str, object] = {"afterLogoutURL": self.rules.after_logout_url}
         if not_revoked:
@@ -281,6 +290,13 @@ class Site:
         if address.startswith(self.rules.prefix_path + "/"):
             return self._redirect(address, status=303)
         return self._page(self.pages.onward(address, heading="You are logged out"), 201)
+
+    def _cannot_log_out(self, error: AuthServiceError) -> Response:
+        """The store did not answer: the session may still be there, so nobody is told otherwise."""
+        log.warning(Event.LOGOUT_REFUSED.value, extra={**request_log_fields(), "reason": error.reason})
+        answer = Response(error.public, status=error.status, content_type="text/plain; charset=utf-8")
+        answer.headers.update({"Cache-Control": NO_STORE, "Retry-After": "5"})
+        return answer
 
     def _logout_refused(self) -> Response:
         log.info(Event.LOGOUT_REFUSED.value, extra=request_log_fields())
@@ -364,7 +380,8 @@ def _theme_view(site: Site) -> Callable[[str], Response]:
         answer = Response(found.body)
         answer.headers.clear()
         answer.headers.extend(found.headers)
-        return answer.make_conditional(request)
+        answer.make_conditional(request)
+        return answer
 
     return theme
 
@@ -375,6 +392,11 @@ def _readyz(readiness: Readiness) -> Response:
     answer.status_code = 200 if is_ready(report) else 503
     answer.headers["Cache-Control"] = NO_STORE
     return answer
+
+
+def browser_session() -> BrowserSession:
+    """``flask.session`` under its own type."""
+    return cast(BrowserSession, flask.session)
 
 
 def _wants_page() -> bool:

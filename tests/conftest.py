@@ -154,8 +154,11 @@ def clock() -> Clock:
 
 @pytest.fixture
 def provider() -> Iterator[FakeProvider]:
-    from tests.provider import FakeProvider
+    from tests.provider import FakeProvider, rsa_key
 
+    # Made before the first request, which has its time limit: keys take long on a busy machine.
+    for number in (0, 3):
+        rsa_key(number)
     with FakeProvider(client_id=CLIENT_ID, client_secret=CLIENT_SECRET) as fake:
         yield fake
 
