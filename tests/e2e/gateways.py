@@ -106,6 +106,11 @@ def _lenient_envoy(folder: Path, ports: Ports) -> Program:
     return _envoy(folder, ports, lenient=True)
 
 
+def require_program(kind: str) -> None:
+    """Skips, or fails, as `tests.programs.require` does, before anything else was started in vain."""
+    require(kind.removeprefix("lenient "))
+
+
 _MAKERS = {
     "envoy": _envoy,
     "lenient envoy": _lenient_envoy,

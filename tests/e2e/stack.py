@@ -117,6 +117,7 @@ def prepare(
 ) -> Stack:
     """The parts of a stack, none of them started but the application. ``outside`` is the origin
     that the settings name, where it is not the gateway's own."""
+    gateways.require_program(kind)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     outside = outside or f"http://{HOST}:{port}"

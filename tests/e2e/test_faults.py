@@ -8,6 +8,7 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from tests.waiting import until
 pytestmark = pytest.mark.external
 
 CALLBACK = "/oidc/callback?"
+# The pip package with Valkey wants Python 3.11; before that it is the system's Redis.
+REDIS = "valkey-server" if sys.version_info >= (3, 11) else "redis-server"
 SAME_ORIGIN = [("Sec-Fetch-Site", "same-origin")]
 
 
@@ -66,7 +69,7 @@ def assert_outside(stack: Stack, marker: str) -> None:
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
     folder = tmp_path / "redis"
     folder.mkdir()
-    server = RedisServer(require("valkey-server"), folder, durable=True)
+    server = RedisServer(require(REDIS), folder, durable=True)
     server.start()
     yield server
     server.stop()
