@@ -82,6 +82,7 @@ class StrictProvider:
 
     ``claims_in_userinfo_only`` keeps profile, e-mail and groups out of the ID token, which is
     what OpenID Connect Core 1.0 §5.4 asks for in the code flow; the other form is common too.
+    ``client`` adds to what the provider knows of us (OpenID Connect Registration 1.0 §2).
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class StrictProvider:
         redirect_uris: Sequence[str],
         *,
         claims_in_userinfo_only: bool = True,
+        client: Mapping[str, object] | None = None,
     ) -> None:
         self.port, self._admin_port = free_port(), free_port()
         self.issuer = f"http://127.0.0.1:{self.port}"
@@ -100,6 +102,7 @@ class StrictProvider:
             "client_secret": CLIENT_SECRET,
             "redirect_uris": list(redirect_uris),
             "claims_in_userinfo_only": claims_in_userinfo_only,
+            "client": dict(client or {}),
             "people": PEOPLE,
         }
         self.program = Program(

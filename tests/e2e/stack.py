@@ -113,17 +113,15 @@ def prepare(
     settings: Mapping[str, str] | None = None,
     *,
     outside: str = "",
-    claims_in_userinfo_only: bool = True,
+    **of_provider: Any,
 ) -> Stack:
     """The parts of a stack, none of them started but the application. ``outside`` is the origin
-    that the settings name, where it is not the gateway's own."""
+    that the settings name, where it is not the gateway's own; ``of_provider`` goes to `StrictProvider`."""
     gateways.require_program(kind)
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     outside = outside or f"http://{HOST}:{port}"
-    provider = StrictProvider(
-        folder, [f"{outside}/authservice/oidc/callback"], claims_in_userinfo_only=claims_in_userinfo_only
-    )
+    provider = StrictProvider(folder, [f"{outside}/authservice/oidc/callback"], **of_provider)
     service = Service(
         folder,
         {

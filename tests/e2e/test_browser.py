@@ -226,6 +226,29 @@ def test_the_error_page_leads_on(context: BrowserContext, stack: Stack) -> None:
     assert "authservice_session" in our_cookies(context, stack)
 
 
+def test_B28_a_strict_host_cookie_survives_the_way_back_from_the_provider(
+    chromium: Browser, tmp_path: Path
+) -> None:
+    settings = {
+        **SHARED,
+        "SESSION_SAME_SITE": "Strict",
+        "SESSION_COOKIE_SECURE": "true",
+        "SESSION_COOKIE_NAME": "__Host-session",
+    }
+    stack = stacks.start("envoy", tmp_path / "strict", settings)
+    try:
+        context = chromium.new_context()
+        page = context.new_page()
+        log_in(page, stack.url + "/deep?x=1&y=%2F")
+        expect(page.locator("#who")).to_have_text("alice@example.org")
+        (session,) = [c for c in context.cookies(stack.url) if c["name"] == "__Host-session"]
+        assert session["sameSite"] == "Strict" and session["secure"] and session["httpOnly"]
+        stack.more_secrets |= {cookie["value"] for cookie in context.cookies(stack.url)}
+        context.close()
+    finally:
+        stack.stop()
+
+
 def test_login_works_without_scripts(chromium: Browser, stack: Stack) -> None:
     context = chromium.new_context(java_script_enabled=False)
     page = context.new_page()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from joserfc.jwk import ECKey, RSAKey
 
 from tests.e2e.conftest import Shared, StartStack
 from tests.e2e.person import NAVIGATION, Person
@@ -220,6 +222,46 @@ def test_claims_may_stand_in_the_id_token_as_well(own_stack: StartStack, marker:
     person = stack.logged_in()
     person.send(stack.url + "/", headers=[("X-Marker", marker)])
     assert stack.reached(marker)[0].values("kubeflow-groups") == ["a,b"]
+
+
+def test_the_client_secret_may_go_in_the_body(own_stack: StartStack) -> None:
+    method = "client_secret_post"
+    stack = own_stack(
+        "envoy", {"OIDC_CLIENT_AUTH_METHOD": method}, client={"token_endpoint_auth_method": method}
+    )
+    assert_logs_in_and_revokes(stack)
+
+
+@pytest.mark.parametrize(("kind", "algorithm"), [("RSA", "RS256"), ("EC", "ES256")])
+def test_a_private_key_in_place_of_a_client_secret(
+    own_stack: StartStack, tmp_path: Path, kind: str, algorithm: str
+) -> None:
+    key = RSAKey.generate_key(2048) if kind == "RSA" else ECKey.generate_key("P-256")
+    file = tmp_path / "client.pem"
+    file.write_bytes(key.as_pem(private=True))
+    method = "private_key_jwt"
+    stack = own_stack(
+        "envoy",
+        {"OIDC_CLIENT_AUTH_METHOD": method, "CLIENT_PRIVATE_KEY_FILE": str(file)},
+        client={
+            "token_endpoint_auth_method": method,
+            "token_endpoint_auth_signing_alg": algorithm,
+            "jwks": {"keys": [key.as_dict(private=False)]},
+        },
+    )
+    assert_logs_in_and_revokes(stack)
+    assert "PRIVATE KEY" not in stack.service.program.log_text()
+
+
+def assert_logs_in_and_revokes(stack: Stack) -> None:
+    """The provider takes our word for who we are, at both endpoints that ask."""
+    person = stack.logged_in()
+    access = stack.provider.tokens()[0]
+    visit = person.send(
+        stack.url + "/authservice/logout", "POST", headers=[("Sec-Fetch-Site", "same-origin")]
+    )
+    assert list(visit.answer.json()) == ["afterLogoutURL"]
+    assert not stack.provider.accepts(access)
 
 
 def test_A18_A19_the_signing_key_changes_between_two_logins(own_stack: StartStack) -> None:

@@ -32,6 +32,7 @@ function build() {
       client_secret: settings.client_secret,
       redirect_uris: settings.redirect_uris,
       grant_types: ['authorization_code', 'refresh_token'],
+      ...settings.client,
     }],
     jwks: { keys },
     cookies: { keys: ['of no interest'] },
