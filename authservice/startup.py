@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from authservice.errors import SettingsError
+from authservice.oidc.client import read_private_key
 from authservice.outbound import Http
 from authservice.pages import Pages, TemplateProblems
 from authservice.settings import Settings, load
@@ -44,8 +45,13 @@ def checked(environ: Mapping[str, str] | None = None) -> Settings:
 
 def problems(settings: Settings) -> tuple[str, ...]:
     """Every reason why a service with these settings could not serve, each naming its variable."""
-    return (*_authorizer_problems(settings), *_certificate_problems(settings), *_store_problems(settings),
-            *_page_findings(settings)[0])
+    return (
+        *_authorizer_problems(settings),
+        *_key_problems(settings),
+        *_certificate_problems(settings),
+        *_store_problems(settings),
+        *_page_findings(settings)[0],
+    )
 
 
 def warnings(settings: Settings) -> tuple[str, ...]:
@@ -93,6 +99,15 @@ def _authorizer_problems(settings: Settings) -> Iterator[str]:
             "EXTERNAL_AUTHZ_URL: set, but this version cannot ask an external authorizer, and starting "
             "without its word would let everybody pass who is logged in. Unset it to let them pass."
         )
+
+
+def _key_problems(settings: Settings) -> Iterator[str]:
+    if settings.oidc_client_auth_method != "private_key_jwt":
+        return
+    try:
+        read_private_key(settings.client_private_key.reveal())
+    except ValueError as error:
+        yield f"CLIENT_PRIVATE_KEY: {error}."
 
 
 def _certificate_problems(settings: Settings) -> Iterator[str]:

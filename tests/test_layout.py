@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "entrance": VALUES | {"oidc", "sessions"},
     "judge": MEANS | {"gateways", "pages", "pipeline", "entrance"},
     "site": MEANS | {"gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn"},
-    "startup": VALUES | {"settings", "pages", "sessions", "outbound"},
+    "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc"},
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "wsgi": {"app"},

@@ -46,6 +46,13 @@ def test_certificates(tmp_path: Path) -> None:
     assert only_problem(tmp_path, CA_BUNDLE=str(tmp_path)).startswith("CA_BUNDLE: ")
 
 
+def test_a_private_key_that_cannot_be_read(tmp_path: Path) -> None:
+    body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEA"
+    broken = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"
+    line = only_problem(tmp_path, OIDC_CLIENT_AUTH_METHOD="private_key_jwt", CLIENT_PRIVATE_KEY=broken)
+    assert line.startswith("CLIENT_PRIVATE_KEY: ") and body not in line
+
+
 def test_a_folder_of_the_store_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = only_problem(tmp_path, SESSION_STORE_PATH=str(tmp_path / "file" / "data.db"))

@@ -251,7 +251,7 @@ def _authentication(credentials: Credentials) -> Callable[[str], Authentication]
 
 def _assertion(private_key: str) -> Callable[[str], Authentication]:
     """``private_key_jwt`` (RFC 7523 §2.2), signed with the algorithm that the key is made for."""
-    key, algorithm = _private_key(private_key)
+    key, algorithm = read_private_key(private_key)
 
     def for_endpoint(token_endpoint: str) -> Authentication:
         method = PrivateKeyJWT(token_endpoint, alg=algorithm)
@@ -267,7 +267,7 @@ def _assertion(private_key: str) -> Callable[[str], Authentication]:
     return for_endpoint
 
 
-def _private_key(pem: str) -> tuple[RSAKey | ECKey | OKPKey, str]:
+def read_private_key(pem: str) -> tuple[RSAKey | ECKey | OKPKey, str]:
     """The key and its algorithm. ValueError when it is no usable private key without passphrase."""
     try:
         native = load_pem_private_key(pem.encode(), password=None)
