@@ -165,7 +165,7 @@ class TestAcceptance:
     )
     def test_p05_userinfo_does_not_answer(self, fake: FakeProvider, fault: str, value: Any) -> None:
         fake.misbehave(fault, value)
-        rp = RelyingParty(fake, http=Http(timeout=timedelta(seconds=1)))
+        rp = RelyingParty(fake, http=Http(timeout=timedelta(seconds=0.4)))
         assert rp.refused_login(ProviderSilent).status == 504
 
     def test_b53_a_provider_without_userinfo(self, rp: RelyingParty) -> None:

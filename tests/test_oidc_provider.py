@@ -472,7 +472,7 @@ class TestTransport:
         fake.misbehave(fault.format(endpoint), value)
         began = time.monotonic()
         with pytest.raises(NotReady) as caught:
-            make(seconds=1).metadata()
+            make(seconds=0.4).metadata()
         assert caught.value.status == 503 and time.monotonic() - began < 3.5
 
     def test_p04_the_content_type_does_not_count(
