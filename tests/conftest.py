@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 from flask import Flask
 from werkzeug.test import create_environ, run_wsgi_app
@@ -25,6 +26,9 @@ CLIENT_SECRET = "a-client-secret-that-nobody-may-see"
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "external: needs a program that pip or apt brings")
+    # How long an example takes says more about the machine than about the code.
+    hypothesis.settings.register_profile("any-machine", deadline=None)
+    hypothesis.settings.load_profile("any-machine")
 
 
 class Clock:
