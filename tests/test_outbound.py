@@ -603,11 +603,12 @@ class TestCertificates:
                 Http(tmp_path / "self.pem").get(server.url)
             assert not server.seen
 
-    def test_variables_of_requests_do_not_change_whom_we_trust(
+    def test_neither_variables_nor_lists_of_requests_change_whom_we_trust(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         authority = trustme.CA()
         authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        monkeypatch.setattr("requests.adapters.DEFAULT_CA_BUNDLE_PATH", str(tmp_path / "ca.pem"))
         for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
             monkeypatch.setenv(name, str(tmp_path / "ca.pem"))
         with recorder(server_tls(authority)) as server:
