@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from authservice.identity import Transformers
 from authservice.settings import addresses, kinds
+from authservice.settings.issuers import BEARER_ISSUERS, BearerIssuer
 from authservice.settings.kinds import Kind
 from authservice.settings.secret import Secret
 
@@ -258,6 +259,10 @@ class Declared:
         addresses.ENDPOINT, "", "A service of yours that is asked whether a logged-in person may pass.",
         otherwise="nobody is asked",
     )
+    external_authz_cache_seconds: timedelta | None = _access(
+        kinds.SECONDS_OR_OFF, "0", "For how long its word about the same person and request is remembered.",
+        otherwise="it is asked each time",
+    )
 
     # --- sessions ---
     session_store_type: Literal["filesystem", "redis"] = _session(
@@ -335,9 +340,24 @@ class Declared:
     access_token_authn: Literal["jwt", "opaque", "both"] = _bearer(
         kinds.choice("jwt", "opaque", "both"), "jwt", "What kind of access tokens the provider issues.",
     )
+    bearer_issuers: tuple[BearerIssuer, ...] = _bearer(
+        BEARER_ISSUERS, "",
+        "Further issuers whose JWT access tokens are accepted, each with its own keys and audiences.",
+        otherwise="the provider only",
+        example='[{"issuer": "https://ci.example.com", "audiences": ["authservice"]}]',
+    )
+    introspection_url: str = _bearer(
+        addresses.ENDPOINT, "",
+        "The provider's token introspection endpoint (RFC 7662), for opaque access tokens. Without any, "
+        "userinfo is asked, which cannot tell for whom a token was issued.",
+        otherwise="discovered",
+    )
     cache_enabled: bool = _bearer(kinds.SWITCH, "false", "Remember verdicts about tokens.")
     cache_expiration_minutes: timedelta = _bearer(
         kinds.MINUTES, "5", "For how long at most, in minutes; never past the token's own expiry.",
+    )
+    cache_max_entries: int = _bearer(
+        kinds.whole(1, 10_000_000, "entries"), "10000", "How many tokens are remembered at most.",
     )
 
     # --- pages ---
