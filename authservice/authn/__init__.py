@@ -26,3 +26,16 @@ class Authenticator(Protocol):
         cannot be judged now, and `check.NeedsIO` when judging would wait under `Reach.MEMORY`.
         """
         ...
+
+
+class BearerAuthenticator(Protocol):
+    """Judges one kind of bearer token, given as text. `authn.bearer.FromHeader` makes an
+    `Authenticator` of it, and `authn.cache` remembers its answers: both need the token apart from
+    the request."""
+
+    name: str
+
+    def judge(self, token: str, reach: Reach) -> Identity | None:
+        """The identity that a token proves, or ``None`` when it is not of this kind. Raises as
+        `Authenticator.authenticate`."""
+        ...

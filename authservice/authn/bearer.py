@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from authservice.authn import BearerAuthenticator
+from authservice.check import CheckRequest, Reach
 from authservice.errors import Refused
+from authservice.identity import Identity
+from authservice.sessions.seal import is_secret
 
 AUTHORIZATION = "authorization"
 
@@ -25,3 +29,21 @@ def bearer_credential(header: str, value: str) -> str | None:
     if "," in credential:
         raise Refused(f"more than one {header} header")
     return credential or None
+
+
+class FromHeader:
+    """A `BearerAuthenticator` as an `Authenticator`: takes the token out of ``header``.
+
+    What has the form of a session's secret is left to the session, and never sent anywhere.
+    """
+
+    def __init__(self, inner: BearerAuthenticator, header: str) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._header = header.lower()
+
+    def authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
+        token = bearer_credential(self._header, check.header(self._header))
+        if token is None or is_secret(token):
+            return None
+        return self._inner.judge(token, reach)
