@@ -44,6 +44,7 @@ __all__ = ["BadAnswer", "Http", "NoAnswer", "OutboundFault", "Response", "TooLar
 MAX_BYTES = 1024 * 1024
 TIMEOUT = timedelta(seconds=10)
 _POOL_SIZE = 16
+_BACKOFF = 0.05  # seconds, doubled with each further try but the first
 _CHUNK = 65536
 
 
@@ -64,20 +65,34 @@ class Response:
 class Http:
     """Sends requests. Safe for threads, and for processes forked at any time.
 
-    ``ca_bundle`` is a PEM file of authorities that are trusted besides the system's. ``timeout``
+    ``ca_bundle`` is a PEM file of authorities that are trusted besides the system's, or alone where
+    ``system_authorities`` is false; ``certificate`` and ``key`` tell who we are in TLS. ``timeout``
     holds for a whole exchange, from the name look-up to the last byte of the body; ``max_bytes``
-    for the body after decompression, and much the same for what comes over the wire.
+    for the body after decompression, and much the same for what comes over the wire. Where no
+    connection comes about, it is tried ``connect_retries`` times more within that time.
     """
 
     def __init__(
-        self, ca_bundle: Path | None = None, timeout: timedelta = TIMEOUT, max_bytes: int = MAX_BYTES
+        self,
+        ca_bundle: Path | None = None,
+        timeout: timedelta = TIMEOUT,
+        max_bytes: int = MAX_BYTES,
+        *,
+        connect_retries: int = 0,
+        system_authorities: bool = True,
+        certificate: Path | None = None,
+        key: Path | None = None,
     ) -> None:
-        """Raises OSError (ssl.SSLError is one) when ``ca_bundle`` cannot be used."""
+        """Raises OSError (ssl.SSLError is one) when one of the files cannot be used."""
         # Its lines quote what servers sent and name addresses with their queries.
         logging.getLogger("urllib3").setLevel(logging.CRITICAL)
         self.timeout = timeout
-        self._context = _tls_context(ca_bundle)
+        self._context = _tls_context(ca_bundle, system_authorities)
+        if certificate is not None:
+            # The password keeps OpenSSL from asking for one at a terminal.
+            self._context.load_cert_chain(certificate, key, password="")
         self._max_bytes = max_bytes
+        self._connect_retries = connect_retries
         self._session: tuple[int, requests.Session] | None = None
 
     def get(
@@ -104,7 +119,7 @@ class Http:
         farthest: Zone = Zone.LINK_LOCAL,
         timeout: timedelta | None = None,
     ) -> Response:
-        """POST; never sent twice. Raises as `get`."""
+        """POST; never sent twice, though a connection may be tried for again. Raises as `get`."""
         return self._send("POST", url, headers, body, farthest, timeout)
 
     def zone(self, url: str) -> Zone:
@@ -161,19 +176,19 @@ class Http:
         session.trust_env = False
         session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         session.headers = CaseInsensitiveDict({"User-Agent": "authservice", "Accept": "application/json"})
-        session.mount("https://", _Adapter(self._context))
-        session.mount("http://", _Adapter(self._context))
+        session.mount("https://", _Adapter(self._context, self._connect_retries))
+        session.mount("http://", _Adapter(self._context, self._connect_retries))
         return session
 
 
 class _Adapter(HTTPAdapter):
     """requests' way to urllib3: with our connections and our TLS context, behind proxies too."""
 
-    def __init__(self, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext, connect_retries: int) -> None:
         self._context = context
         once_more = Retry(
-            None, connect=0, read=1, redirect=0, status=0, other=0, allowed_methods=["GET"],
-            raise_on_status=False, respect_retry_after_header=False,
+            None, connect=connect_retries, read=1, redirect=0, status=0, other=0, allowed_methods=["GET"],
+            raise_on_status=False, respect_retry_after_header=False, backoff_factor=_BACKOFF,
         )  # fmt: skip
         super().__init__(_POOL_SIZE, _POOL_SIZE, max_retries=once_more)
 
@@ -192,15 +207,18 @@ class _Adapter(HTTPAdapter):
         conn.cert_reqs = "CERT_REQUIRED"
 
 
-def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
-    """TLS 1.2 or later, certificate and name checked, against the system's authorities and those
-    of ``ca_bundle``. The flags are the same on every Python: 3.13 began to refuse the private
-    authorities that fall short of RFC 5280 in details, and to accept an intermediate as anchor."""
-    context = ssl.create_default_context()
+def _tls_context(ca_bundle: Path | None, system_authorities: bool) -> ssl.SSLContext:
+    """TLS 1.2 or later, certificate and name checked, against the system's authorities where they are
+    wanted, and those of ``ca_bundle``. The flags are the same on every Python: 3.13 began to refuse
+    the private authorities that fall short of RFC 5280 in details, and to accept an intermediate as
+    anchor."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_flags = (context.verify_flags & ~ssl.VERIFY_X509_STRICT) | ssl.VERIFY_X509_PARTIAL_CHAIN
-    paths = ssl.get_default_verify_paths()
-    if not context.get_ca_certs() and not (paths.capath and any(Path(paths.capath).glob("*.0"))):
-        context.load_verify_locations(certifi.where())
+    if system_authorities:
+        context.load_default_certs()
+        paths = ssl.get_default_verify_paths()
+        if not context.get_ca_certs() and not (paths.capath and any(Path(paths.capath).glob("*.0"))):
+            context.load_verify_locations(certifi.where())
     if ca_bundle is not None:
         context.load_verify_locations(ca_bundle)
     return context
