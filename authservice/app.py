@@ -23,6 +23,7 @@ from werkzeug.routing import MapAdapter
 from authservice import judge, logs, site, startup
 from authservice.authn import Authenticator
 from authservice.authn.session import SessionAuthenticator
+from authservice.authz import Authorizer, external
 from authservice.authz.groups import GroupsAuthorizer
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
@@ -135,7 +136,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
         authenticators=build_authenticators(settings, sessions),
-        authorizers=(GroupsAuthorizer(settings.groups_allowlist),),
+        authorizers=build_authorizers(settings, now),
         headers=headers,
         ready=provider.metadata,
         redirects=redirects(settings),
@@ -245,6 +246,16 @@ def build_authenticators(settings: Settings, sessions: Sessions) -> list[Authent
             sessions, auth_header=settings.auth_header, cookie_name=settings.session_cookie_name
         )
     ]
+
+
+def build_authorizers(settings: Settings, now: Clock) -> list[Authorizer]:
+    """Who is asked whether an identity may, in this order."""
+    authorizers: list[Authorizer] = [GroupsAuthorizer(settings.groups_allowlist)]
+    if settings.external_authz_url:
+        http = Http(settings.ca_bundle, external.TIMEOUT, connect_retries=external.CONNECT_RETRIES)
+        remember = settings.external_authz_cache_seconds
+        authorizers.append(external.ExternalAuthorizer(settings.external_authz_url, http, now=now, remember=remember))
+    return authorizers
 
 
 def cookie_security(settings: Settings) -> Callable[[str | None], bool]:

@@ -22,7 +22,8 @@ came from a provider or a client.
         ├── NotReady             the provider's metadata is not known (yet)
         │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
-        └── StoreDown            the session store does not answer
+        ├── StoreDown            the session store does not answer
+        └── AuthorizerDown       the external authorizer gives no verdict
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Reason(str, Enum):
     NOT_AUTHENTICATED = "not_authenticated"
     INVALID_TOKEN = "invalid_token"
     GROUPS = "groups_not_allowed"
+    AUTHORIZER_REFUSED = "authorizer_refused"
     IDENTITY = "identity_unusable"
     MISCONFIGURED = "gateway_misconfigured"
     METHOD = "method_not_allowed"
@@ -48,6 +50,7 @@ class Reason(str, Enum):
     PROVIDER_BUSY = "provider_busy"
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
+    AUTHORIZER_DOWN = "authorizer_down"
     INTERNAL = "internal_error"
 
 
@@ -170,3 +173,10 @@ class ProviderBusy(Unavailable):
 class StoreDown(Unavailable):
     reason = Reason.STORE_DOWN
     public = "Sessions cannot be read at the moment. Nothing is lost; please try again shortly."
+
+
+class AuthorizerDown(Unavailable):
+    """Who was logged in stays so; that nobody says yes is not a yes, and not a no either (B77)."""
+
+    reason = Reason.AUTHORIZER_DOWN
+    public = "Error while authorizing the request"

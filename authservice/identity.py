@@ -57,7 +57,8 @@ class Identity:
     """A person or program that proved who it is.
 
     ``user_id`` is the claim's value before transformers and prefix. ``expires`` (aware) is when
-    the proof stops being one, or ``None`` when only its carrier knows.
+    the proof stops being one, or ``None`` when only its carrier knows. ``uid`` tells accounts of one
+    name apart that came after each other: only Kubernetes has it.
     """
 
     user_id: str
@@ -66,6 +67,7 @@ class Identity:
     method: AuthMethod
     issuer: str
     expires: datetime | None = None
+    uid: str = ""
 
 
 @dataclass(frozen=True, slots=True)

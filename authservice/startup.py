@@ -46,7 +46,6 @@ def checked(environ: Mapping[str, str] | None = None) -> Settings:
 def problems(settings: Settings) -> tuple[str, ...]:
     """Every reason why a service with these settings could not serve, each naming its variable."""
     return (
-        *_authorizer_problems(settings),
         *_key_problems(settings),
         *_certificate_problems(settings),
         *_store_problems(settings),
@@ -91,14 +90,6 @@ def _page_findings(settings: Settings) -> tuple[tuple[str, ...], tuple[str, ...]
         return (), tuple(build_pages(settings).warnings)
     except TemplateProblems as found:
         return found.problems, ()
-
-
-def _authorizer_problems(settings: Settings) -> Iterator[str]:
-    if settings.external_authz_url:
-        yield (
-            "EXTERNAL_AUTHZ_URL: set, but this version cannot ask an external authorizer, and starting "
-            "without its word would let everybody pass who is logged in. Unset it to let them pass."
-        )
 
 
 def _key_problems(settings: Settings) -> Iterator[str]:

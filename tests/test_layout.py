@@ -29,7 +29,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outbound": VALUES | {"outbound", "strictjson"},
     "oidc": MEANS | {"oidc"},
     "sessions": MEANS | {"sessions"},
-    "authz": VALUES | {"authz"},
+    "authz": VALUES | {"authz", "outbound"},
     "authn": MEANS | {"authn", "oidc", "sessions"},
     "pipeline": VALUES | {"authn", "authz"},
     "gateways": VALUES,

@@ -128,10 +128,6 @@ def test_templates_are_tried(tmp_path: Path) -> None:
     assert line.startswith("TEMPLATE_PATH: ") and "homepage.html" in line
 
 
-def test_an_external_authorizer_is_not_passed_over(tmp_path: Path) -> None:
-    assert only_problem(tmp_path, EXTERNAL_AUTHZ_URL="http://authz/").startswith("EXTERNAL_AUTHZ_URL: ")
-
-
 def test_a_start_tells_everything_at_once(tmp_path: Path) -> None:
     environ = {
         **REQUIRED,

@@ -115,7 +115,7 @@ def _seconds_or_off(text: str) -> timedelta | None:
     return seconds(0).parse(text) or None
 
 
-SECONDS_OR_OFF = Kind(_seconds_or_off, f"seconds from 1 to {TEN_YEARS}, or 0 for no limit")
+SECONDS_OR_OFF = Kind(_seconds_or_off, f"seconds from 1 to {TEN_YEARS}, or 0 to switch this off")
 
 
 def _minutes(text: str) -> timedelta:

@@ -75,7 +75,7 @@ ClientAuthMethod = Literal["client_secret_basic", "client_secret_post", "private
 CONTEXT_PREFIX = "TEMPLATE_CONTEXT_"
 
 NOT_YET = frozenset({
-    "STRICT_SESSION_VALIDATION", "OIDC_END_SESSION_URL", "EXTERNAL_AUTHZ_URL", "ID_TOKEN_HEADER", "AUDIENCES",
+    "STRICT_SESSION_VALIDATION", "OIDC_END_SESSION_URL", "ID_TOKEN_HEADER", "AUDIENCES",
     "IDTOKEN_AUTHN_ENABLED", "KUBERNETES_AUTHN_ENABLED", "ACCESS_TOKEN_AUTHN_ENABLED", "ACCESS_TOKEN_AUTHN",
     "CACHE_ENABLED", "CACHE_EXPIRATION_MINUTES",
 })
@@ -134,7 +134,8 @@ class Declared:
     )
     ca_bundle: Path | None = _provider(
         kinds.optional(kinds.PATH, None), "",
-        "Certificates (PEM) trusted in addition to the system's, for every call to the provider.",
+        "Certificates (PEM) trusted in addition to the system's, for every call to the provider, to Redis "
+        "and to the external authorizer.",
         otherwise="the system's only", example="/etc/ssl/our-ca.pem",
     )
     provider_timeout_seconds: timedelta = _provider(
