@@ -16,7 +16,8 @@ import pytest
 from authservice.check import NeedsIO, Reach
 from authservice.errors import NotReady, ProviderMisdescribed, ProviderWrong
 from authservice.oidc.metadata import MetadataWrong, Overrides, discovery_address, read_metadata
-from authservice.oidc.provider import COOL_DOWN, KEY_FETCH_BURST, METADATA_LIFETIME, Provider
+from authservice.oidc.provider import Provider
+from authservice.oidc.source import COOL_DOWN, KEY_FETCH_BURST, METADATA_LIFETIME
 from authservice.outbound import Http, Zone
 from tests.provider import FakeProvider, public_jwk, rsa_key
 from tests.relying_party import MovableClock, RelyingParty

@@ -1,14 +1,14 @@
 """A provider's key set: which of its keys may verify a signature of which algorithm.
 
 Whatever is wrong with one key puts that key aside and no other; a key that could be misused
-(symmetric, weak, for encryption) is never in the set. Made by `oidc.provider` from what it
+(symmetric, weak, for encryption) is never in the set. Made by `oidc.source` from what it
 fetched, asked by `oidc.tokens`; fetching is not done here.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,22 +52,29 @@ class KeySet:
 
     def __init__(self, keys: tuple[VerificationKey, ...]) -> None:
         self._keys = keys
+        self._names = frozenset(key.kid for key in keys)
+        # Asked for each token, so it is sorted out once: by algorithm, and by algorithm and name.
+        self._fitting: dict[str, tuple[VerificationKey, ...]] = {}
+        self._named: dict[tuple[str, str | None], tuple[VerificationKey, ...]] = {}
+        for algorithm in SIGNING_ALGORITHMS:
+            fitting = [key for key in keys if algorithm in key.algorithms]
+            self._fitting[algorithm] = tuple(fitting)
+            for key in fitting:
+                self._named[algorithm, key.kid] = (*self._named.get((algorithm, key.kid), ()), key)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def candidates(self, algorithm: str, kid: str | None) -> Iterator[VerificationKey]:
+    def candidates(self, algorithm: str, kid: str | None) -> tuple[VerificationKey, ...]:
         """The keys that may have signed: those of this ``kid``, else those without any; for a
         token without ``kid`` every key that is good for the algorithm."""
-        fitting = [key for key in self._keys if algorithm in key.algorithms]
-        if kid is not None:
-            named = [key for key in fitting if key.kid == kid]
-            fitting = named or [key for key in fitting if key.kid is None]
-        return iter(fitting)
+        if kid is None:
+            return self._fitting.get(algorithm, ())
+        return self._named.get((algorithm, kid)) or self._named.get((algorithm, None), ())
 
     def names(self, kid: str) -> bool:
         """Whether any key carries this ``kid``."""
-        return any(key.kid == kid for key in self._keys)
+        return kid in self._names
 
     def same_as(self, other: KeySet) -> bool:
         """Whether both hold the same keys under the same names."""

@@ -19,7 +19,6 @@ from authservice.check import Reach
 from authservice.errors import LoginNotOurs, ProviderBusy, ProviderSaidNo, ProviderWrong
 from authservice.identity import VerifiedClaims
 from authservice.oidc.client import Client, Tokens
-from authservice.oidc.keys import KeySet
 from authservice.oidc.metadata import Metadata
 from authservice.oidc.pending import (
     MAX_STATE,
@@ -30,7 +29,8 @@ from authservice.oidc.pending import (
     Sealer,
 )
 from authservice.oidc.provider import Provider
-from authservice.oidc.tokens import ID_TOKEN, Expected, KeyUnknown, TokenRefused, verify
+from authservice.oidc.tokens import ID_TOKEN, Expected, TokenRefused
+from authservice.oidc.verifier import Verifier
 
 MAX_QUERY = 131072
 MAX_CODE = 4096
@@ -105,15 +105,15 @@ class LoginFlow:
         self._provider = provider
         self._client = client
         self._spend = spend
-        self._now = now
         self._logins = PendingLogins(sealer, cookie_prefix, now, new_token)
-        self._expected = Expected(
+        expected = Expected(
             issuer=provider.issuer,
             client_id=client.client_id,
             audiences=frozenset({client.client_id}),
             algorithms=algorithms,
             trusted_audiences=trusted_audiences,
         )
+        self._verifier = Verifier(provider, ID_TOKEN, expected, now)
 
     def begin(self, return_to: str, cookies: Cookies, reach: Reach = Reach.NETWORK) -> Begun:
         """Begins a login that comes back to ``return_to``, an address that was checked before.
@@ -165,29 +165,11 @@ class LoginFlow:
         return pending.return_to if pending is not None else state.return_to
 
     def _check_id_token(self, tokens: Tokens, pending: Pending, code: str) -> VerifiedClaims:
-        """With newer keys once, if the known ones do not tell."""
-        keys = self._provider.keys()
+        hashed = {"at_hash": tokens.access_token, "c_hash": code}
         try:
-            try:
-                return self._verify(tokens, pending, code, keys)
-            except KeyUnknown:
-                newer = self._provider.newer_keys(keys)
-                if newer is None:
-                    raise
-                return self._verify(tokens, pending, code, newer)
+            return self._verifier.verify(tokens.id_token, nonce=pending.nonce, hashed=hashed)
         except TokenRefused as refused:
             raise ProviderWrong(f"ID token: {refused.check}") from None
-
-    def _verify(self, tokens: Tokens, pending: Pending, code: str, keys: KeySet) -> VerifiedClaims:
-        return verify(
-            tokens.id_token,
-            keys,
-            ID_TOKEN,
-            self._expected,
-            self._now(),
-            nonce=pending.nonce,
-            hashed={"at_hash": tokens.access_token, "c_hash": code},
-        )
 
     def _with_userinfo(self, metadata: Metadata, claims: VerifiedClaims, tokens: Tokens) -> VerifiedClaims:
         userinfo: dict[str, Any] = {}

@@ -3,7 +3,7 @@
 `read_metadata` turns the document into `Metadata` or refuses it with the member that is wrong.
 Addresses in it are judged here: a document must not lead the service to where its issuer could
 not. Addresses that the operator sets (`Overrides`) are taken as they are. Called by
-`oidc.provider`, which does the fetching.
+`oidc.provider` and `oidc.issuers`; `oidc.source` does the fetching.
 """
 
 from __future__ import annotations
@@ -106,6 +106,29 @@ def read_metadata(
         set_by_operator=overrides.addresses(),
         **addresses,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class KeyAddress:
+    """All that is needed of an issuer whose tokens are only verified. ``zone`` is how far inside the
+    network its key set may lie."""
+
+    jwks_uri: str
+    zone: Zone
+
+    def farthest(self, address: str) -> Zone:
+        return self.zone
+
+
+def read_key_address(document: Mapping[str, Any], issuer: str, zone: Zone) -> KeyAddress:
+    """Reads ``issuer`` and ``jwks_uri`` of a discovery document, and nothing else. ``zone`` is where
+    the issuer's own host lies. Raises `MetadataWrong` as `read_metadata`."""
+    if document.get("issuer") != issuer:
+        raise MetadataWrong("issuer is not the configured one")
+    address = _address(document, "jwks_uri", issuer, zone)
+    if address is None:
+        raise MetadataWrong("jwks_uri is missing")
+    return KeyAddress(address, zone)
 
 
 def _address(document: Mapping[str, Any], name: str, issuer: str, zone: Zone) -> str | None:

@@ -3,19 +3,17 @@
 What differs between kinds is data (`Profile`), what differs between deployments is data
 (`Expected`), and the keys are given; so nothing here fetches, waits or remembers. The order is
 such that nothing of a token is believed, and little work is done for it, before its signature
-holds. Called by `oidc.login` for the ID token; a refusal names the failed check and quotes
-nothing.
+holds. Called by `oidc.verifier`; a refusal names the failed check and quotes nothing.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -23,18 +21,29 @@ from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
 from authservice.identity import VerifiedClaims
+from authservice.oidc.jws import (
+    ACCESS,
+    ID,
+    MAX_TOKEN,
+    Jws,
+    NotJws,
+    decode,
+    is_date,
+    kind_told,
+    take_apart,
+)
 from authservice.oidc.keys import SIGNING_ALGORITHMS, KeySet
-from authservice.strictjson import BadJson, read_object
+
+__all__ = [
+    "ACCESS_TOKEN", "BEARER_ID_TOKEN", "ID_TOKEN", "MAX_TOKEN", "SKEW", "Expected", "KeyUnknown", "Profile",
+    "TokenRefused", "check_subject", "check_times", "half_hash", "verify",
+]  # fmt: skip
 
 SKEW = timedelta(seconds=60)
-MAX_TOKEN = 256 * 1024
-MAX_HEADER = 16 * 1024
 MAX_KID = 1024
 MAX_SUBJECT = 255
 MAX_KEYS_TRIED = 16
-_LATEST_DATE = 253_402_300_799
-"""9999-12-31T23:59:59Z; what is beyond counts milliseconds or is nonsense."""
-
+_UNPRINTABLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _HALF_HASHES = {"256": hashlib.sha256, "384": hashlib.sha384, "512": hashlib.sha512, "EdDSA": hashlib.sha512}
 
 
@@ -56,14 +65,17 @@ class Profile:
 
     ``types`` are the accepted ``typ`` headers, lower-case and without ``application/``; ``""``
     stands for none (RFC 8725 §3.11). ``forbidden`` claims are signs of another kind of token.
-    ``sole_audience``: audiences besides ours need to be trusted, and ``azp`` must be us.
-    ``max_age`` limits how old ``iat`` may be.
+    ``texts`` must be text when they are there. ``kinds``: what `oidc.jws.kind_told` may tell of it;
+    ``None`` for whatever it tells. ``sole_audience``: audiences besides ours need to be trusted,
+    and ``azp`` must be us. ``max_age`` limits how old ``iat`` may be.
     """
 
     name: str
     types: frozenset[str]
     required: tuple[str, ...]
     forbidden: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+    kinds: frozenset[str] | None = None
     sole_audience: bool = True
     max_age: timedelta | None = None
 
@@ -77,6 +89,23 @@ ID_TOKEN = Profile(
 )
 """The ID token of a login (OpenID Connect Core 1.0 §2, §3.1.3.7). An hour is far more than a
 login lasts and hides the clocks of providers that put the time of authentication in ``iat``."""
+
+BEARER_ID_TOKEN = replace(ID_TOKEN, name="bearer_id_token", kinds=frozenset({"", ID}), max_age=None)
+"""An ID token that a program sends to prove who it is: as old as its ``exp`` allows, and nothing else
+in disguise."""
+
+ACCESS_TOKEN = Profile(
+    name="access_token",
+    types=frozenset({"", "jwt", "at+jwt"}),
+    required=("iss", "aud", "exp"),
+    forbidden=("events", "cnf"),
+    texts=("client_id", "jti"),
+    kinds=frozenset({"", ACCESS}),
+    sole_audience=False,
+)
+"""A JWT access token (RFC 9068 §2.2, §4). Of the claims required there, those that providers leave
+out are checked only when they are present. A token that is bound to a key (``cnf``, RFC 7800) is no
+bearer token: whether its sender has that key cannot be seen from here (RFC 9449 §7.2, RFC 8705 §3)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +128,6 @@ class Expected:
             raise ValueError(f"not a signing algorithm: {', '.join(sorted(unknown)) or 'none given'}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    header: Mapping[str, Any]
-    payload: bytes
-    signature: bytes
-    signed: bytes
-
-
 def verify(
     token: object,
     keys: KeySet,
@@ -119,17 +140,22 @@ def verify(
 ) -> VerifiedClaims:
     """The token's claims, when all checks hold (OpenID Connect Core 1.0 §3.1.3.7, RFC 8725).
 
-    ``nonce`` is what the claim of this name must be. ``hashed`` maps ``at_hash`` and ``c_hash`` to
-    the values that they must belong to when they are present (§3.1.3.6, §3.3.2.11). Raises
-    `KeyUnknown` when newer keys may help and `TokenRefused` otherwise. That ``sub`` is the one of
-    an earlier answer is left to the caller.
+    ``token`` is its text, or a `Jws` for one that was taken apart already. ``nonce`` is what the
+    claim of this name must be. ``hashed`` maps ``at_hash`` and ``c_hash`` to the values that they
+    must belong to when they are present (§3.1.3.6, §3.3.2.11). Raises `KeyUnknown` when newer keys
+    may help and `TokenRefused` otherwise. That ``sub`` is the one of an earlier answer is left to
+    the caller.
     """
-    parts = _take_apart(token)
-    algorithm = _read_header(parts.header, profile, expected)
-    _check_signature(parts, algorithm, keys)
-    claims = _json(parts.payload, "claims")
+    try:
+        jws = token if isinstance(token, Jws) else take_apart(token)
+        algorithm = _read_header(jws, profile, expected)
+        _check_signature(jws, algorithm, keys)
+        claims = jws.claims()
+    except NotJws as error:
+        raise TokenRefused(error.check) from None
     _check_parties(claims, profile, expected)
-    _check_times(claims, profile, now)
+    _check(profile.kinds is None or kind_told(jws.type, claims) in profile.kinds, "kind")
+    check_times(claims, now, profile.max_age)
     if nonce is not None:
         _check(_same(claims.get("nonce"), nonce), "nonce")
     for name, value in (hashed or {}).items():
@@ -145,60 +171,29 @@ def half_hash(value: str, algorithm: str) -> str:
     return base64.urlsafe_b64encode(digest[: len(digest) // 2]).rstrip(b"=").decode()
 
 
-def _take_apart(token: object) -> _Parts:
-    """JWS Compact Serialization (RFC 7515 §7.1). Length and number of parts come first."""
-    if not isinstance(token, str) or not token.isascii() or len(token) > MAX_TOKEN:
-        raise TokenRefused("size")
-    _check(token.count(".") == 2, "parts")
-    header, payload, signature = token.split(".")
-    _check(bool(header and payload and signature) and len(header) <= MAX_HEADER, "parts")
-    return _Parts(
-        header=_json(_bytes(header), "header"),
-        payload=_bytes(payload),
-        signature=_bytes(signature),
-        signed=f"{header}.{payload}".encode(),
-    )
-
-
-def _bytes(text: str) -> bytes:
-    """base64url as RFC 7515 §2 has it: no padding, no other spelling of the same bytes."""
-    try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise TokenRefused("encoding") from None
-    _check(base64.urlsafe_b64encode(data).rstrip(b"=") == text.encode(), "encoding")
-    return data
-
-
-def _json(data: bytes, part: str) -> dict[str, Any]:
-    try:
-        return read_object(data)
-    except BadJson:
-        raise TokenRefused(part) from None
-
-
-def _read_header(header: Mapping[str, Any], profile: Profile, expected: Expected) -> str:
+def _read_header(jws: Jws, profile: Profile, expected: Expected) -> str:
     """The algorithm. Keys in the header and addresses of keys (``jwk``, ``jku``, ``x5u``, ``x5c``)
     are not read; what must be understood (``crit``, ``b64``, ``zip``, ``enc``) is refused."""
+    header = jws.header
     algorithm = header.get("alg")
     _check(isinstance(algorithm, str) and algorithm in expected.algorithms, "alg")
     _check(not header.keys() & {"crit", "b64", "zip", "enc"}, "crit")
-    kind = header.get("typ", "")
-    _check(isinstance(kind, str), "typ")
-    _check(kind.lower().removeprefix("application/") in profile.types, "typ")
+    _check(isinstance(header.get("typ", ""), str) and jws.type in profile.types, "typ")
     if "kid" in header:
         kid = header["kid"]
         _check(isinstance(kid, str) and 0 < len(kid) <= MAX_KID, "kid")
     return str(algorithm)
 
 
-def _check_signature(parts: _Parts, algorithm: str, keys: KeySet) -> None:
-    kid = parts.header.get("kid")
+def _check_signature(jws: Jws, algorithm: str, keys: KeySet) -> None:
+    kid = jws.header.get("kid")
+    _check(jws.signature != b"", "parts")
+    signature = decode(jws.signature)
     verifier = JWSRegistry.algorithms[algorithm]
     for tried, key in enumerate(keys.candidates(algorithm, kid)):
         _check(tried < MAX_KEYS_TRIED, "signature")
         try:
-            if verifier.verify(parts.signed, parts.signature, key.public):
+            if verifier.verify(jws.signed, signature, key.public):
                 return
         except (JoseError, ValueError):
             continue
@@ -213,8 +208,9 @@ def _check_parties(claims: Mapping[str, Any], profile: Profile, expected: Expect
         _check(name not in claims, name)
     # Compared exactly: another case, slash or port is another issuer.
     _check(claims.get("iss") == expected.issuer, "iss")
-    if "sub" in claims:
-        _check(_is_subject(claims["sub"]), "sub")
+    for name in profile.texts:
+        _check(isinstance(claims.get(name, ""), str), name)
+    check_subject(claims)
     _check_audience(claims, profile, expected)
 
 
@@ -232,28 +228,28 @@ def _check_audience(claims: Mapping[str, Any], profile: Profile, expected: Expec
         _check(claims.get("azp") == expected.client_id, "azp")
 
 
-def _is_subject(subject: object) -> bool:
-    """Text of 1 to 255 characters without control characters. The case of letters counts."""
-    if not isinstance(subject, str) or not 0 < len(subject) <= MAX_SUBJECT:
-        return False
-    return not any(unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") for letter in subject)
+def check_subject(claims: Mapping[str, Any]) -> None:
+    """``sub``, when it is there, is text of 1 to 255 characters without control characters. The case
+    of letters counts. Raises `TokenRefused`."""
+    if "sub" not in claims:
+        return
+    subject = claims["sub"]
+    _check(isinstance(subject, str) and 0 < len(subject) <= MAX_SUBJECT, "sub")
+    if not subject.isprintable():
+        _check(not any(unicodedata.category(letter) in _UNPRINTABLE for letter in subject), "sub")
 
 
-def _check_times(claims: Mapping[str, Any], profile: Profile, now: datetime) -> None:
-    """``exp``, ``nbf`` and ``iat`` (RFC 7519 §4.1), with `SKEW` for clocks that differ."""
+def check_times(claims: Mapping[str, Any], now: datetime, max_age: timedelta | None = None) -> None:
+    """``exp``, ``nbf`` and ``iat``, each when it is there (RFC 7519 §4.1), with `SKEW` for clocks that
+    differ. Raises `TokenRefused`."""
     seconds, skew = now.timestamp(), SKEW.total_seconds()
     for name in ("exp", "nbf", "iat"):
-        _check(name not in claims or _is_date(claims[name]), name)
+        _check(name not in claims or is_date(claims[name]), name)
     _check("exp" not in claims or seconds < claims["exp"] + skew, "exp")
     _check("nbf" not in claims or claims["nbf"] <= seconds + skew, "nbf")
     _check("iat" not in claims or claims["iat"] <= seconds + skew, "iat")
-    if profile.max_age is not None and "iat" in claims:
-        _check(seconds - claims["iat"] <= profile.max_age.total_seconds() + skew, "iat")
-
-
-def _is_date(value: object) -> bool:
-    """A NumericDate; fractions of seconds are allowed (RFC 7519 §2)."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= _LATEST_DATE
+    if max_age is not None and "iat" in claims:
+        _check(seconds - claims["iat"] <= max_age.total_seconds() + skew, "iat")
 
 
 def _same(given: object, wanted: str) -> bool:
