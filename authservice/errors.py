@@ -22,6 +22,7 @@ came from a provider or a client.
         ├── NotReady             the provider's metadata is not known (yet)
         │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
+        ├── ClusterDown          the Kubernetes API server gives no verdict about a token
         ├── StoreDown            the session store does not answer
         └── AuthorizerDown       the external authorizer gives no verdict
 """
@@ -51,6 +52,7 @@ class Reason(str, Enum):
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
     AUTHORIZER_DOWN = "authorizer_down"
+    CLUSTER_DOWN = "cluster_down"
     INTERNAL = "internal_error"
 
 
@@ -168,6 +170,13 @@ class ProviderMisdescribed(NotReady):
 class ProviderBusy(Unavailable):
     reason = Reason.PROVIDER_BUSY
     public = "The identity provider asks you to try again in a moment."
+
+
+class ClusterDown(Unavailable):
+    """The Kubernetes API server cannot be asked about a token."""
+
+    reason = Reason.CLUSTER_DOWN
+    public = "Your token cannot be checked at the moment. Please try again shortly."
 
 
 class StoreDown(Unavailable):

@@ -45,6 +45,7 @@ class Event(str, Enum):
     LOGGED_OUT = "logged_out"
     LOGOUT_REFUSED = "logout_refused"
     NOT_REVOKED = "tokens_not_revoked"
+    REVIEWS_FORBIDDEN = "token_reviews_forbidden"
     UNEXPECTED = "unexpected_error"
 
 

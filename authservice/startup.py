@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from authservice.errors import SettingsError
+from authservice.kubernetes.access import NoAccess
+from authservice.kubernetes.cluster import MOUNTED, find_cluster
 from authservice.oidc.client import read_private_key
 from authservice.outbound import Http
 from authservice.pages import Pages, TemplateProblems
@@ -48,6 +50,7 @@ def problems(settings: Settings) -> tuple[str, ...]:
     return (
         *_key_problems(settings),
         *_certificate_problems(settings),
+        *_kubernetes_problems(settings),
         *_store_problems(settings),
         *_page_findings(settings)[0],
     )
@@ -55,7 +58,7 @@ def problems(settings: Settings) -> tuple[str, ...]:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """What is odd but no reason not to start."""
-    return (*_store_warnings(settings), *_page_findings(settings)[1])
+    return (*_kubernetes_warnings(settings), *_store_warnings(settings), *_page_findings(settings)[1])
 
 
 def explain(error: SettingsError) -> str:
@@ -110,6 +113,30 @@ def _certificate_problems(settings: Settings) -> Iterator[str]:
         yield f"CA_BUNDLE: {settings.ca_bundle} holds no certificates in PEM form."
     except OSError as error:
         yield f"CA_BUNDLE: {settings.ca_bundle} cannot be read ({error.strerror})."
+
+
+def _kubernetes_problems(settings: Settings) -> Iterator[str]:
+    if settings.kubernetes_authn_enabled is not True:
+        return
+    if not settings.audiences:
+        yield "AUDIENCES: empty, so no Kubernetes token could be for us. Name one, or set KUBERNETES_AUTHN_ENABLED=false."
+    try:
+        if find_cluster(settings.kubernetes_environ) is None:
+            yield (
+                f"KUBERNETES_AUTHN_ENABLED: true, but there is no cluster to ask: no service account in {MOUNTED}, "
+                "nothing in KUBECONFIG, and no ~/.kube/config."
+            )
+    except NoAccess as fault:
+        yield f"KUBERNETES_AUTHN_ENABLED: true, but {fault}."
+
+
+def _kubernetes_warnings(settings: Settings) -> Iterator[str]:
+    if settings.kubernetes_authn_enabled is not None:
+        return
+    try:
+        find_cluster(settings.kubernetes_environ)
+    except NoAccess as fault:
+        yield f"KUBERNETES_AUTHN_ENABLED: Kubernetes tokens are not accepted, since {fault}."
 
 
 def _store_problems(settings: Settings) -> Iterator[str]:

@@ -150,6 +150,9 @@ class _Reading:
             for name, text in self.environ.items()
             if name.startswith(CONTEXT_PREFIX) and name != CONTEXT_PREFIX
         })
+        values["kubernetes_environ"] = MappingProxyType({
+            name: self.environ[name] for name in _OF_KUBERNETES if name in self.environ
+        })
         prefix = values.get("authservice_url_prefix")
         if prefix is not None:
             for name, tail in _BELOW_PREFIX.items():
@@ -195,6 +198,9 @@ class _Reading:
                 lines += rule(*(known[name] for name in names))
         return lines
 
+
+# Not settings of ours: what pods and people's shells have anyway. `authservice.kubernetes` reads them.
+_OF_KUBERNETES = ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT", "KUBECONFIG", "HOME")
 
 _BELOW_PREFIX = {
     "redirect_url": "oidc/callback",

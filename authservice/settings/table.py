@@ -337,6 +337,7 @@ class Declared:
         kinds.SWITCH_OR_AUTO, "auto",
         "Accept Kubernetes tokens. `auto`: where a cluster's credentials are found; `true` requires them.",
     )
+    kubernetes_environ: Mapping[str, str] = field()
     access_token_authn_enabled: bool = _bearer(kinds.SWITCH, "true", "Accept the provider's access tokens.")
     access_token_authn: Literal["jwt", "opaque", "both"] = _bearer(
         kinds.choice("jwt", "opaque", "both"), "jwt", "What kind of access tokens the provider issues.",
