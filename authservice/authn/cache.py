@@ -1,0 +1,177 @@
+"""What is known about bearer tokens already, so that nobody is asked twice in a short time.
+
+`BearerCache` is the memory of one process, `CachedAuthenticator` puts it in front of one
+authenticator. Verified identities are kept for ``CACHE_EXPIRATION_MINUTES`` where ``CACHE_ENABLED``
+says so, and never past the token's own expiry. That a party elsewhere refused a token, or did not
+know it, is always kept for a moment, and one token is never asked about twice at the same time: a
+flood of bad tokens costs the provider next to nothing. An error is never kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from copy import copy
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from cachetools import TLRUCache, TTLCache
+
+from authservice.authn import BearerAuthenticator
+from authservice.check import NeedsIO, Reach
+from authservice.errors import AuthServiceError, Refused
+from authservice.identity import Identity
+
+REFUSED_LIFETIME = timedelta(seconds=10)
+"""For how long a verdict against a token is kept. A token that its provider accepts a moment later
+(copies of a provider that lag behind) has to wait for so long."""
+
+Key = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The verdict «this kind's, and bad», with the text for the log."""
+
+    detail: str
+
+
+Verdict = Identity | Refusal | None
+
+
+class BearerCache:
+    """Verdicts about tokens, shared by all authenticators of a process. Safe for threads.
+
+    ``lifetime`` is for identities, ``None`` keeps none. Of identities and of verdicts against a
+    token at most ``max_entries`` are kept each, apart from each other, so that bad tokens cannot
+    push out good ones. All times are those of ``now``, on which also expiry is judged.
+    """
+
+    def __init__(
+        self,
+        max_entries: int,
+        lifetime: timedelta | None,
+        now: Callable[[], datetime],
+        *,
+        refused_lifetime: timedelta = REFUSED_LIFETIME,
+    ) -> None:
+        def until(key: Key, identity: Identity, kept_at: datetime) -> datetime:
+            end = kept_at + lifetime if lifetime else kept_at
+            return min(end, identity.expires) if identity.expires else end
+
+        # Any clock will do for cachetools, though its types speak of numbers.
+        self._identities: TLRUCache[Key, Identity] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
+        self._against: TTLCache[Key, Refusal | None] = TTLCache(
+            max_entries, refused_lifetime, timer=now  # type: ignore[arg-type]
+        )
+        self._lock = threading.Lock()
+        self._flights: dict[Key, Future[Verdict]] = {}
+
+    def find(self, key: Key) -> Verdict:
+        """What is known. Raises KeyError when nothing is."""
+        with self._lock:
+            return self._find(key)
+
+    def keep(self, key: Key, verdict: Verdict) -> None:
+        """Remembers a verdict that nothing was known of before."""
+        with self._lock:
+            if isinstance(verdict, Identity):
+                self._identities[key] = verdict
+            else:
+                self._against[key] = verdict
+
+    def once(self, key: Key, ask: Callable[[], Verdict]) -> Verdict:
+        """What ``ask`` says, kept; of all who ask about one key at the same time only the first
+        does, and the others get its verdict or its `errors.AuthServiceError`. Should the first
+        end in any other way, the next one asks."""
+        while True:
+            with self._lock:
+                try:
+                    return self._find(key)
+                except KeyError:
+                    flight = self._flights.get(key)
+                leads = flight is None
+                if flight is None:
+                    flight = self._flights[key] = Future()
+            if leads:
+                return self._lead(key, ask, flight)
+            try:
+                return flight.result()
+            except AuthServiceError as error:
+                # A copy: an exception collects the frames of every thread that raises it.
+                raise copy(error) from None
+            except _Abandoned:
+                continue
+
+    def _find(self, key: Key) -> Verdict:
+        try:
+            return self._identities[key]
+        except KeyError:
+            return self._against[key]
+
+    def _lead(self, key: Key, ask: Callable[[], Verdict], flight: Future[Verdict]) -> Verdict:
+        outcome: Verdict | BaseException = _Abandoned()
+        try:
+            outcome = ask()
+            self.keep(key, outcome)
+            return outcome
+        except AuthServiceError as error:
+            outcome = copy(error)
+            raise
+        finally:
+            # Kept, then forgotten, then told: who comes later finds what was kept, or asks anew.
+            with self._lock:
+                del self._flights[key]
+            if isinstance(outcome, BaseException):
+                flight.set_exception(outcome)
+            else:
+                flight.set_result(outcome)
+
+
+class CachedAuthenticator:
+    """A `BearerAuthenticator` in front of another one, of the same name.
+
+    What the inner one can tell without waiting it is asked each time that no identity is kept:
+    only its identities are worth keeping then, since forged tokens cost nobody else anything.
+    """
+
+    def __init__(self, inner: BearerAuthenticator, cache: BearerCache) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._cache = cache
+
+    def judge(self, token: str, reach: Reach) -> Identity | None:
+        """As the inner one; under `Reach.MEMORY` also what only the network could tell it, when
+        that is kept."""
+        key = (self.name, hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest())
+        try:
+            return _told(self._cache.find(key))
+        except KeyError:
+            pass
+        try:
+            identity = self._inner.judge(token, Reach.MEMORY)
+        except NeedsIO:
+            if reach is Reach.MEMORY:
+                raise
+            return _told(self._cache.once(key, lambda: self._ask(token)))
+        if identity is not None:
+            self._cache.keep(key, identity)
+        return identity
+
+    def _ask(self, token: str) -> Verdict:
+        try:
+            return self._inner.judge(token, Reach.NETWORK)
+        except Refused as refused:
+            return Refusal(str(refused))
+
+
+class _Abandoned(Exception):
+    """Who asked for everybody went away without an answer."""
+
+
+def _told(verdict: Verdict) -> Identity | None:
+    if isinstance(verdict, Refusal):
+        raise Refused(verdict.detail)
+    return verdict
