@@ -58,9 +58,10 @@ class BearerCache:
         refused_lifetime: timedelta = REFUSED_LIFETIME,
     ) -> None:
         def until(key: Key, identity: Identity, kept_at: datetime) -> datetime:
-            end = kept_at + lifetime if lifetime else kept_at
+            end = kept_at + (lifetime or timedelta(0))
             return min(end, identity.expires) if identity.expires else end
 
+        self._keeps_identities = lifetime is not None
         # Any clock will do for cachetools, though its types speak of numbers.
         self._identities: TLRUCache[Key, Identity] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
         self._against: TTLCache[Key, Refusal | None] = TTLCache(
@@ -76,11 +77,12 @@ class BearerCache:
 
     def keep(self, key: Key, verdict: Verdict) -> None:
         """Remembers a verdict that nothing was known of before."""
-        with self._lock:
-            if isinstance(verdict, Identity):
-                self._identities[key] = verdict
-            else:
+        if not isinstance(verdict, Identity):
+            with self._lock:
                 self._against[key] = verdict
+        elif self._keeps_identities:
+            with self._lock:
+                self._identities[key] = verdict
 
     def once(self, key: Key, ask: Callable[[], Verdict]) -> Verdict:
         """What ``ask`` says, kept; of all who ask about one key at the same time only the first
@@ -106,10 +108,12 @@ class BearerCache:
                 continue
 
     def _find(self, key: Key) -> Verdict:
-        try:
-            return self._identities[key]
-        except KeyError:
-            return self._against[key]
+        if self._keeps_identities:
+            try:
+                return self._identities[key]
+            except KeyError:
+                pass
+        return self._against[key]
 
     def _lead(self, key: Key, ask: Callable[[], Verdict], flight: Future[Verdict]) -> Verdict:
         outcome: Verdict | BaseException = _Abandoned()
