@@ -496,6 +496,22 @@ class TestService:
         deputy.says(200)
         assert person.get("/").status == 200
 
+    def test_its_connection_is_tried_for_again(
+        self, deputy: Deputy, person: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from authservice.outbound import exchange
+
+        connect, tries = exchange._connect, []
+
+        def flaky(host: str, port: int, *more: Any) -> socket.socket:
+            tries.append(port)
+            if tries == [deputy.server_port]:
+                raise ConnectionRefusedError
+            return connect(host, port, *more)
+
+        monkeypatch.setattr(exchange, "_connect", flaky)
+        assert person.get("/").status == 200 and tries.count(deputy.server_port) == 2
+
     def test_groups_are_judged_first(self, deputy: Deputy, make_browser: Callable[..., Browser]) -> None:
         person = make_browser(EXTERNAL_AUTHZ_URL=deputy.url, GROUPS_ALLOWLIST="others")
         person.log_in()
