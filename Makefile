@@ -12,7 +12,7 @@ PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 DEMO    := PYTHONPATH=$(CURDIR)/deploy/demo:$(CURDIR) $(BIN)/python -m authservice_demo
 STAMPS  := $(VENV)/.installed
 
-.PHONY: help demo demo-check test test-quick wheel wheel-check settings-table clean
+.PHONY: help demo demo-check test test-quick bench wheel wheel-check settings-table clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -28,6 +28,9 @@ test: $(STAMPS)/test ## the whole suite; what a missing program leaves out is na
 
 test-quick: $(STAMPS)/test ## the suite without external programs, under a minute
 	$(PYTEST) -m "not external"
+
+bench: $(STAMPS)/test ## what a check costs, by the credential it comes with
+	@$(BIN)/python -m bench.bearer
 
 wheel: $(STAMPS)/test ## build dist/authservice-*.whl
 	rm -rf build dist
