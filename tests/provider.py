@@ -35,7 +35,7 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote_plus, urlencode, ur
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-ENDPOINTS = ("discovery", "jwks", "authorize", "token", "userinfo", "revoke")
+ENDPOINTS = ("discovery", "jwks", "authorize", "token", "userinfo", "revoke", "introspect")
 
 MISBEHAVIOURS: dict[str, str] = {
     # the ID token
@@ -81,6 +81,14 @@ MISBEHAVIOURS: dict[str, str] = {
     # revocation
     "revoke_unsupported": "400 unsupported_token_type",
     "revoke_204": "204 in place of 200",
+    # introspection
+    "introspect_inactive": "active is false, whatever the token",
+    "introspect_wrong_aud": "aud is another service",
+    "introspect_wrong_iss": "iss has 1 appended",
+    "introspect_expired": "exp lies an hour back, active all the same",
+    "introspect_busy": "429",
+    "introspect_answer": "value: members that replace those of an active answer; None removes one",
+    "introspect_body": "value: exactly these bytes as the answer",
 }
 MISBEHAVIOURS |= {
     name.format(endpoint): meaning
@@ -162,7 +170,7 @@ class FakeProvider:
     """The provider. Attributes may be changed while it runs.
 
     ``claims`` are the person's, given by userinfo; ``id_token_claims`` stand in the ID token
-    besides the protocol's. ``metadata`` replaces members of the discovery document (``None``
+    besides the protocol's, ``introspection_claims`` in an introspection. ``metadata`` replaces members of the discovery document (``None``
     removes one). ``announces_iss`` switches RFC 9207 on. ``clock`` gives the provider's time.
     """
 
@@ -187,6 +195,7 @@ class FakeProvider:
             "groups": ["admins", "dev"],
         }
         self.id_token_claims: dict[str, Any] = {}
+        self.introspection_claims: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.announces_iss = False
         self.clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
@@ -199,6 +208,7 @@ class FakeProvider:
         self._calls: list[Call] = []
         self._codes: dict[str, _Grant] = {}
         self._access_tokens: dict[str, dict[str, Any]] = {}
+        self._expiries: dict[str, int] = {}
         self._refresh_tokens: dict[str, _Grant] = {}
         self._generation = 0
         self._lock = threading.RLock()
@@ -298,6 +308,42 @@ class FakeProvider:
         finally:
             connection.close()
 
+    # --- tokens for programs ------------------------------------------------------------------
+
+    def opaque_token(self, lifetime: float = 300, **claims: Any) -> str:
+        """An opaque access token about ``claims`` (the person's by default, with changes). Userinfo
+        and introspection know it until it is revoked or ``lifetime`` seconds are over."""
+        token = secrets.token_urlsafe(24)
+        with self._lock:
+            self._access_tokens[token] = {**self.claims, **claims}
+            self._expiries[token] = int(self.clock().timestamp() + lifetime)
+        return token
+
+    def access_token(
+        self, audience: str | list[str] = "api", *, key: Any = None, header: Mapping[str, Any] | None = None,
+        **claims: Any,
+    ) -> str:
+        """A JWT access token (RFC 9068) about the person, with changed ``claims`` (`None` removes
+        one). RS256 by the announced key, or by ``key``: with an EC key ES256. ``header`` replaces
+        members of the header (`None` removes one)."""
+        now = int(self.clock().timestamp())
+        good = {
+            "iss": self.issuer, "aud": audience, "iat": now, "exp": now + 300, "jti": secrets.token_hex(8),
+            "client_id": "ci", "scope": "openid", **self.claims,
+        }  # fmt: skip
+        head = {"typ": "at+jwt", "kid": self.kid, **(header or {})}
+        return jwt.encode(
+            {name: value for name, value in {**good, **claims}.items() if value is not None},
+            self.signing_key if key is None else key,
+            algorithm="ES256" if isinstance(key, ec.EllipticCurvePrivateKey) else "RS256",
+            headers={"typ": None, **{name: value for name, value in head.items() if value is not None}},
+        )
+
+    def revoke(self, token: str) -> None:
+        """The token is worth nothing from now on."""
+        with self._lock:
+            self._access_tokens.pop(token, None)
+
     # --- endpoints ----------------------------------------------------------------------------
 
     def answer(self, call: Call) -> _Reply:
@@ -322,6 +368,7 @@ class FakeProvider:
             "token": self._token,
             "userinfo": self._userinfo,
             "revoke": self._revoke,
+            "introspect": self._introspect,
         }
         if endpoint not in answers:
             return _json(404, {"error": "not_found"})
@@ -345,6 +392,7 @@ class FakeProvider:
             "token_endpoint": self.address("token"),
             "userinfo_endpoint": self.address("userinfo"),
             "revocation_endpoint": self.address("revoke"),
+            "introspection_endpoint": self.address("introspect"),
             "jwks_uri": self.address(self.jwks_path),
             "response_types_supported": ["code"],
             "subject_types_supported": ["public"],
@@ -489,7 +537,7 @@ class FakeProvider:
     def _userinfo(self, call: Call) -> _Reply:
         token = call.headers.get("authorization", "").removeprefix("Bearer ")
         claims = self._access_tokens.get(token)
-        if claims is None or "access_token" in call.query:
+        if claims is None or self._is_over(token) or "access_token" in call.query:
             return _Reply(401, b"", {"WWW-Authenticate": 'Bearer error="invalid_token"'})
         given = self._faults.get("userinfo_answer")
         if isinstance(given, bytes):
@@ -510,6 +558,36 @@ class FakeProvider:
         self._access_tokens.pop(token, None)
         self._refresh_tokens.pop(token, None)
         return _Reply(204 if "revoke_204" in self._faults else 200)
+
+    def _introspect(self, call: Call) -> _Reply:
+        fault = self._faults
+        if call.method != "POST" or not self._authenticated(call):
+            return _json(401, {"error": "invalid_client"})
+        if "introspect_busy" in fault:
+            return _json(429, {"error": "temporarily_unavailable"})
+        if "introspect_body" in fault:
+            return _Reply(200, fault["introspect_body"], {"Content-Type": "application/json"})
+        token = call.form.get("token", "")
+        person = self._access_tokens.get(token)
+        if person is None or self._is_over(token) or "introspect_inactive" in fault:
+            return _json(200, {"active": False})
+        answer: dict[str, Any] = {
+            "active": True, "iss": self.issuer, "sub": person["sub"], "aud": [self.client_id],
+            "client_id": "ci", "scope": "openid", "token_type": "Bearer", "exp": self._expiries.get(token),
+            **self.introspection_claims,
+        }  # fmt: skip
+        if "introspect_wrong_aud" in fault:
+            answer["aud"] = "another-service"
+        if "introspect_wrong_iss" in fault:
+            answer["iss"] = f"{self.issuer}1"
+        if "introspect_expired" in fault:
+            answer["exp"] = int(self.clock().timestamp()) - 3600
+        answer.update(fault.get("introspect_answer", {}))
+        return _json(200, {name: value for name, value in answer.items() if value is not None})
+
+    def _is_over(self, token: str) -> bool:
+        expires = self._expiries.get(token)
+        return expires is not None and self.clock().timestamp() >= expires
 
     # --- the ID token -------------------------------------------------------------------------
 
@@ -664,7 +742,7 @@ class _Handler(BaseHTTPRequestHandler):
         paths = {
             f"{base}/.well-known/openid-configuration": "discovery",
             f"{base}/{provider.jwks_path}": "jwks",
-            **{f"{base}/{name}": name for name in ("authorize", "token", "userinfo", "revoke")},
+            **{f"{base}/{name}": name for name in ENDPOINTS if name not in ("discovery", "jwks")},
         }
         # Parameters that come twice are no form that a client of ours sends.
         form = parse_qs(body.decode(errors="replace"), keep_blank_values=True)

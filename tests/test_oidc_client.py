@@ -18,7 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from authservice.check import Reach
 from authservice.errors import ProviderSilent, ProviderWrong
 from authservice.oidc import client
-from authservice.oidc.client import Client, Credentials, EndpointRefused, read_token_response, read_userinfo
+from authservice.oidc.answers import EndpointRefused, read_token_response, read_userinfo
+from authservice.oidc.client import Client, Credentials
 from authservice.oidc.metadata import Overrides
 from authservice.outbound import Response
 from tests.provider import FakeProvider, ec_key, rsa_key

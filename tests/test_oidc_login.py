@@ -32,8 +32,9 @@ from authservice.errors import (
     Unavailable,
 )
 from authservice.identity import VerifiedClaims
-from authservice.oidc.client import EndpointRefused
-from authservice.oidc.login import Begun, LoginFlow, merge_claims
+from authservice.oidc.answers import EndpointRefused
+from authservice.oidc.claims import merge_claims
+from authservice.oidc.login import Begun, LoginFlow
 from authservice.outbound import Http
 from authservice.sessions.seal import Keyring
 from tests.provider import FakeProvider, public_jwk, rsa_key

@@ -23,10 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from authservice.errors import ProviderWrong
+from authservice.oidc.jws import MAX_TOKEN
 from authservice.oidc.keys import KeySet, read_key_set
 from authservice.oidc.tokens import (
     ID_TOKEN,
-    MAX_TOKEN,
     Expected,
     KeyUnknown,
     Profile,

@@ -1,8 +1,9 @@
-"""The calls to the provider: redeeming a code, asking userinfo, revoking tokens.
+"""The calls to the provider: redeeming a code, asking about tokens and people, revoking tokens.
 
-Each call is a pair: Authlib makes the request and authenticates the client, a function here reads
-the answer and trusts nothing in it. All of it travels through `authservice.outbound`. Whether an
-ID token is good is `oidc.tokens`' to say; who calls what in which order is `oidc.login`'s.
+Authlib makes the requests and authenticates the client; `oidc.answers` and `oidc.introspection` read
+what comes back and trust nothing in it. All of it travels through `authservice.outbound`. Whether
+an ID token is good is `oidc.tokens`' to say; who calls what in which order is `oidc.login`'s for
+people, and `oidc.opaque`'s for programs.
 """
 
 from __future__ import annotations
@@ -27,35 +28,25 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from authservice.check import NeedsIO, Reach
-from authservice.errors import NotReady, ProviderSilent, ProviderWrong
+from authservice.errors import NotReady, ProviderBusy, ProviderSilent, ProviderWrong, Unavailable
+from authservice.oidc.answers import (
+    EndpointRefused,
+    Tokens,
+    error_code,
+    is_sendable,
+    read_token_response,
+    read_userinfo,
+)
+from authservice.oidc.introspection import INACTIVE, Introspection, read_introspection
 from authservice.oidc.keys import RSA_BITS
 from authservice.oidc.metadata import AUTH_METHODS, BASIC, POST, PRIVATE_KEY, Metadata
 from authservice.oidc.provider import Provider
 from authservice.outbound import Http, NoAnswer, OutboundFault, Response
-from authservice.strictjson import BadJson
 
 log = logging.getLogger(__name__)
 
-MAX_ACCESS_TOKEN = 64 * 1024
 REVOCATION_TIMEOUT = timedelta(seconds=3)
 _EC_ALGORITHMS = {"secp256r1": "ES256", "secp384r1": "ES384", "secp521r1": "ES512"}
-_LONGEST_EXPIRY = timedelta(days=3660)
-_ERROR_CODES = frozenset({
-    "invalid_request", "invalid_client", "invalid_grant", "unauthorized_client",
-    "unsupported_grant_type", "invalid_scope", "unsupported_token_type", "server_error",
-    "temporarily_unavailable", "invalid_token", "insufficient_scope",
-})  # fmt: skip
-
-
-class EndpointRefused(ProviderWrong):
-    """An endpoint answered with an error. ``answered`` is its HTTP status, ``code`` the error's
-    code where it is one of the registered ones, else empty."""
-
-    def __init__(self, endpoint: str, answered: int, code: str = "") -> None:
-        super().__init__(f"{endpoint}: status {answered}" + (f", {code}" if code else ""))
-        self.endpoint = endpoint
-        self.answered = answered
-        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +58,6 @@ class Credentials:
     client_secret: str = field(default="", repr=False)
     auth_method: str = BASIC
     private_key: str = field(default="", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Tokens:
-    """A token answer (OpenID Connect Core 1.0 §3.1.3.3). What was not given is empty or ``None``."""
-
-    access_token: str = field(repr=False)
-    id_token: str = field(repr=False)
-    refresh_token: str = field(repr=False)
-    access_token_expires: datetime | None
 
 
 class Client:
@@ -146,6 +127,58 @@ class Client:
         except OutboundFault as fault:
             raise _refusal("userinfo", fault) from None
         return read_userinfo(answer)
+
+    @property
+    def can_introspect(self) -> bool:
+        """Whether there is an introspection endpoint. Raises `errors.NotReady`."""
+        return self._provider.metadata().introspection_endpoint is not None
+
+    @property
+    def has_userinfo(self) -> bool:
+        """Whether there is a userinfo endpoint. Raises `errors.NotReady`."""
+        return self._provider.metadata().userinfo_endpoint is not None
+
+    def introspect(self, token: str, audiences: frozenset[str] = frozenset()) -> Introspection:
+        """What the provider says of an access token that somebody sent (RFC 7662), at the
+        introspection endpoint, which must exist.
+
+        ``audiences`` are accepted besides the client itself. What can be no access token is sent
+        nowhere and is not active. Raises `errors.Unavailable` when the provider does not tell, and
+        `oidc.tokens.TokenRefused` as `oidc.introspection.read_introspection`.
+        """
+        if not is_sendable(token):
+            return INACTIVE
+        metadata = self._provider.metadata()
+        what, address = "introspection", metadata.introspection_endpoint
+        try:
+            answer = self._authenticated_call(
+                what, metadata, lambda oauth: oauth.introspect_token(address, token, "access_token")
+            )
+            if answer.status != 200:
+                raise EndpointRefused(what, answer.status, error_code(answer))
+            return read_introspection(
+                answer, issuer=metadata.issuer, audiences=audiences | {self.client_id}, now=self._now()
+            )
+        except (ProviderWrong, ProviderSilent) as error:
+            raise _unavailable(error) from None
+
+    def bearer_userinfo(self, token: str) -> dict[str, Any] | None:
+        """The claims that an access token opens which somebody sent, at the userinfo endpoint;
+        ``None`` when the provider refuses the token (RFC 6750 §3.1). What can be no access token
+        is sent nowhere. Raises `errors.Unavailable` when the provider does not tell."""
+        if not is_sendable(token):
+            return None
+        metadata = self._provider.metadata()
+        if metadata.userinfo_endpoint is None:
+            raise Unavailable("the provider has neither introspection nor userinfo")
+        try:
+            return self.userinfo(metadata, token)
+        except EndpointRefused as error:
+            if error.answered in (401, 403) or error.code == "invalid_token":
+                return None
+            raise _unavailable(error) from None
+        except (ProviderWrong, ProviderSilent) as error:
+            raise _unavailable(error) from None
 
     def revoke(self, refresh_token: str, access_token: str) -> list[str]:
         """Asks the provider to end the tokens (RFC 7009), the refresh token first; empty ones are
@@ -299,40 +332,9 @@ def _basic(
     return url, headers, body
 
 
-def read_token_response(answer: Response, now: datetime) -> Tokens:
-    """Reads the answer of the token endpoint (RFC 6749 §5.1 and §5.2, OpenID Connect Core 1.0
-    §3.1.3.3). Raises `EndpointRefused` for an error, `errors.ProviderWrong` for what is none."""
-    what = "token endpoint"
-    if answer.status != 200:
-        raise EndpointRefused(what, answer.status, _error_code(answer))
-    body = _object(answer, what)
-    if "error" in body:
-        raise EndpointRefused(what, answer.status, _error_code(answer))
-    kind = body.get("token_type", "Bearer")
-    if not isinstance(kind, str) or kind.lower() != "bearer":
-        raise ProviderWrong(f"{what}: token_type is not Bearer")
-    return Tokens(
-        access_token=_token(body, "access_token"),
-        id_token=_token(body, "id_token"),
-        refresh_token=_token(body, "refresh_token") if body.get("refresh_token") is not None else "",
-        access_token_expires=_expiry(body.get("expires_in"), now),
-    )
-
-
-def read_userinfo(answer: Response) -> dict[str, Any]:
-    """Reads the answer of the userinfo endpoint: a JSON object with a ``sub`` (OpenID Connect
-    Core 1.0 §5.3.2). A signed answer (``application/jwt``) was not asked for and is refused."""
-    if answer.status != 200:
-        raise EndpointRefused("userinfo", answer.status, _error_code(answer))
-    claims = _object(answer, "userinfo")
-    if not isinstance(claims.get("sub"), str):
-        raise ProviderWrong("userinfo: no sub")
-    return claims
-
-
 def _is_revoked(answer: Response, kind: str) -> bool:
     """RFC 7009 §2.2. An access token that the provider cannot revoke runs out by itself."""
-    code = _error_code(answer)
+    code = error_code(answer)
     if 200 <= answer.status < 300 or (kind == "access_token" and code == "unsupported_token_type"):
         return True
     log.warning("revocation_failed", extra={"token": kind, "cause": f"status {answer.status} {code}".strip()})
@@ -343,43 +345,13 @@ def _kinds(refresh_token: str, access_token: str) -> tuple[tuple[str, str], ...]
     return (("refresh_token", refresh_token), ("access_token", access_token))
 
 
-def _token(body: Mapping[str, Any], name: str) -> str:
-    """A token fit to be sent in a header (RFC 6749 appendix A.12)."""
-    token = body.get(name)
-    if not isinstance(token, str) or not token:
-        raise ProviderWrong(f"token endpoint: no {name}")
-    limit = MAX_ACCESS_TOKEN if name == "access_token" else len(token)
-    if len(token) > limit or not all(" " <= character <= "~" for character in token):
-        raise ProviderWrong(f"token endpoint: {name} is unusable")
-    return token
-
-
-def _expiry(seconds: object, now: datetime) -> datetime | None:
-    """``expires_in`` is advice: some send it as text, and without it nothing is lost."""
-    try:
-        lifetime = timedelta(seconds=float(seconds))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return now + lifetime if timedelta(0) <= lifetime <= _LONGEST_EXPIRY else None
-
-
-def _object(answer: Response, what: str) -> dict[str, Any]:
-    try:
-        return answer.json()
-    except BadJson as error:
-        raise ProviderWrong(f"{what}: {error}") from None
-
-
-def _error_code(answer: Response) -> str:
-    """The error's code if it is a registered one: free text of the provider stays out of logs."""
-    try:
-        code = answer.json().get("error")
-    except BadJson:
-        return ""
-    return code if isinstance(code, str) and code in _ERROR_CODES else ""
-
-
 def _refusal(what: str, fault: OutboundFault) -> ProviderSilent | ProviderWrong:
     if isinstance(fault, NoAnswer):
         return ProviderSilent(f"{what}: {fault}")
     return ProviderWrong(f"{what}: {fault}")
+
+
+def _unavailable(error: ProviderSilent | ProviderWrong) -> Unavailable:
+    """At a check nobody logs in: that the provider does not tell means that nobody knows."""
+    busy = isinstance(error, EndpointRefused) and error.answered == 429
+    return (ProviderBusy if busy else Unavailable)(str(error))

@@ -18,6 +18,7 @@ from urllib.parse import unquote_to_bytes
 from authservice.check import Reach
 from authservice.errors import LoginNotOurs, ProviderBusy, ProviderSaidNo, ProviderWrong
 from authservice.identity import VerifiedClaims
+from authservice.oidc.claims import check_address, merge_claims
 from authservice.oidc.client import Client, Tokens
 from authservice.oidc.metadata import Metadata
 from authservice.oidc.pending import (
@@ -36,12 +37,6 @@ MAX_QUERY = 131072
 MAX_CODE = 4096
 _READ = frozenset({"state", "code", "error", "iss"})
 _ONCE = _READ | {"error_description", "error_uri", "session_state"}
-
-_PROTOCOL_CLAIMS = frozenset({
-    "iss", "sub", "aud", "exp", "iat", "nbf", "jti", "nonce", "azp", "auth_time", "acr", "amr",
-    "at_hash", "c_hash", "s_hash", "sid", "events",
-})  # fmt: skip
-_VOUCHED_FOR = {"email": "email_verified", "phone_number": "phone_number_verified"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +173,7 @@ class LoginFlow:
             if userinfo.get("sub") != claims["sub"]:
                 raise ProviderWrong("userinfo: sub is not the ID token's")
         merged = merge_claims(claims, userinfo)
-        _check_address(merged)
+        check_address(merged)
         return VerifiedClaims(merged)
 
     def _finished(self, claims: VerifiedClaims, tokens: Tokens, pending: Pending) -> Finished:
@@ -193,34 +188,6 @@ class LoginFlow:
             return_to=pending.return_to,
             cookie_name=self._logins.cookie_name(pending),
         )
-
-
-def merge_claims(id_token: Mapping[str, Any], userinfo: Mapping[str, Any]) -> dict[str, Any]:
-    """One set of claims out of two.
-
-    What the protocol itself says (``iss``, ``sub``, ``sid``, …) comes from the ID token alone.
-    Everything else comes from userinfo where it has a value, and from the ID token otherwise. An
-    address and whether it was verified are never taken from two sources for two addresses.
-    """
-    given = {
-        name: value
-        for name, value in userinfo.items()
-        if name not in _PROTOCOL_CLAIMS and (value is not None or name not in id_token)
-    }
-    merged = {**id_token, **given}
-    for claim, verified in _VOUCHED_FOR.items():
-        if claim in given and given[claim] != id_token.get(claim) and verified not in given:
-            merged.pop(verified, None)
-    return merged
-
-
-def _check_address(claims: Mapping[str, Any]) -> None:
-    """``email`` is text, ``email_verified`` is true, false, or one of these two as text."""
-    if not isinstance(claims.get("email"), (str, type(None))):
-        raise ProviderWrong("claims: email is not text")
-    verified = claims.get("email_verified")
-    if verified is not None and not isinstance(verified, bool) and verified not in ("true", "false"):
-        raise ProviderWrong("claims: email_verified is neither true nor false")
 
 
 def _read_query(query: str) -> _Answer:

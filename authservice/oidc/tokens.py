@@ -21,23 +21,8 @@ from joserfc.errors import JoseError
 from joserfc.jws import JWSRegistry
 
 from authservice.identity import VerifiedClaims
-from authservice.oidc.jws import (
-    ACCESS,
-    ID,
-    MAX_TOKEN,
-    Jws,
-    NotJws,
-    decode,
-    is_date,
-    kind_told,
-    take_apart,
-)
+from authservice.oidc.jws import ACCESS, ID, Jws, NotJws, decode, is_date, kind_told, take_apart
 from authservice.oidc.keys import SIGNING_ALGORITHMS, KeySet
-
-__all__ = [
-    "ACCESS_TOKEN", "BEARER_ID_TOKEN", "ID_TOKEN", "MAX_TOKEN", "SKEW", "Expected", "KeyUnknown", "Profile",
-    "TokenRefused", "check_subject", "check_times", "half_hash", "verify",
-]  # fmt: skip
 
 SKEW = timedelta(seconds=60)
 MAX_KID = 1024
