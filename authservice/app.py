@@ -20,9 +20,7 @@ from flask import Flask, Request, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from authservice import judge, logs, site, startup
-from authservice.authn import Authenticator
-from authservice.authn.session import SessionAuthenticator
+from authservice import authenticators, judge, logs, site, startup
 from authservice.authz import Authorizer, external
 from authservice.authz.groups import GroupsAuthorizer
 from authservice.check import CheckRequest
@@ -117,6 +115,9 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     )
     rounds = Rounds(keyring, settings.session_cookie_name, now)
     entrance = Entrance(flow, rounds, secure)
+    claim_rules = ClaimRules(
+        settings.userid_claim, settings.groups_claim, settings.userid_lowercase, settings.require_verified_email
+    )
     headers = IdentityHeaders(
         settings.userid_header,
         settings.groups_header,
@@ -135,7 +136,9 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     pipeline = Pipeline(
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
-        authenticators=build_authenticators(settings, sessions),
+        authenticators=authenticators.build(
+            settings, authenticators.Parts(sessions, provider, client, claim_rules, now)
+        ),
         authorizers=build_authorizers(settings, now),
         headers=headers,
         ready=provider.metadata,
@@ -164,9 +167,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         rounds=rounds,
         sessions=sessions,
         revoke=client.revoke,
-        claim_rules=ClaimRules(
-            settings.userid_claim, settings.groups_claim, settings.userid_lowercase, settings.require_verified_email
-        ),
+        claim_rules=claim_rules,
         headers=headers,
         return_addresses=return_addresses,
         trust=trust,
@@ -208,6 +209,7 @@ def build_provider(settings: Settings, now: Clock) -> tuple[Provider, Client]:
         jwks_uri=settings.oidc_jwks_url,
         userinfo_endpoint=settings.oidc_userinfo_url,
         revocation_endpoint=settings.oidc_revocation_url,
+        introspection_endpoint=settings.introspection_url,
         end_session_endpoint=settings.oidc_end_session_url,
     )
     credentials = Credentials(
@@ -237,15 +239,6 @@ def build_store(settings: Settings, now: Clock) -> Store:
             ca_bundle=str(settings.ca_bundle or ""),
         )
     return SqliteStore(settings.session_store_path, now)
-
-
-def build_authenticators(settings: Settings, sessions: Sessions) -> list[Authenticator]:
-    """Who is asked for an identity, in this order."""
-    return [
-        SessionAuthenticator(
-            sessions, auth_header=settings.auth_header, cookie_name=settings.session_cookie_name
-        )
-    ]
 
 
 def build_authorizers(settings: Settings, now: Clock) -> list[Authorizer]:

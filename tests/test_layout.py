@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "judge": MEANS | {"gateways", "pages", "pipeline", "entrance"},
     "site": MEANS | {"gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn"},
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
+    "authenticators": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "wsgi": {"app"},

@@ -52,7 +52,7 @@ class JwtAuthenticator:
         if issuer is None or self._is_other_kind(seen):
             return None
         try:
-            claims = issuer.verifier.verify(token, reach)
+            claims = issuer.verifier.verify(seen, reach)
         except TokenRefused as refused:
             raise Refused(f"{self.name}: {refused.check}") from None
         return identity_from(claims, issuer.rules, issuer.issuer, self.name)

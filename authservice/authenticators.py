@@ -1,0 +1,134 @@
+"""Who is asked for an identity, and in which order: one list, made once from the settings.
+
+The order is the original's: the cluster, opaque access tokens, signed access tokens, the session,
+ID tokens. What is switched off is not in the list. Part of the composition root; called by `app`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+from authservice.authn import Authenticator, BearerAuthenticator, kubernetes
+from authservice.authn.bearer import AUTHORIZATION, FromHeader
+from authservice.authn.cache import BearerCache, CachedAuthenticator
+from authservice.authn.jwt import JwtAuthenticator, Trusted
+from authservice.authn.opaque import OpaqueAuthenticator
+from authservice.authn.session import SessionAuthenticator
+from authservice.identity import ClaimRules
+from authservice.oidc.client import Client
+from authservice.oidc.issuers import FurtherIssuer, KeySource
+from authservice.oidc.jws import Glance
+from authservice.oidc.opaque import OpaqueTokens
+from authservice.oidc.provider import Provider
+from authservice.oidc.tokens import ACCESS_TOKEN, BEARER_ID_TOKEN, Expected, Profile
+from authservice.oidc.verifier import Verifier
+from authservice.outbound import Http
+from authservice.sessions.live import Sessions
+from authservice.settings import Settings
+
+
+class Parts(NamedTuple):
+    """What the authenticators are made of."""
+
+    sessions: Sessions
+    provider: Provider
+    client: Client
+    rules: ClaimRules
+    now: Callable[[], datetime]
+
+
+def build(settings: Settings, parts: Parts) -> list[Authenticator]:
+    """The authenticators in their order."""
+    lifetime = settings.cache_expiration_minutes if settings.cache_enabled else None
+    cache = BearerCache(settings.cache_max_entries, lifetime, parts.now)
+
+    def from_header(header: str, inner: BearerAuthenticator | None) -> list[Authenticator]:
+        return [FromHeader(CachedAuthenticator(inner, cache), header)] if inner and header else []
+
+    kinds = {"jwt": ("jwt",), "opaque": ("opaque",), "both": ("jwt", "opaque")}[settings.access_token_authn]
+    wanted = kinds if settings.access_token_authn_enabled else ()
+    header = settings.id_token_header
+    return [
+        *from_header(AUTHORIZATION, _kubernetes(settings)),
+        *from_header(header, _opaque(settings, parts, jwts_too="jwt" not in wanted) if "opaque" in wanted else None),
+        *from_header(header, _access_tokens(settings, parts, ours="jwt" in wanted)),
+        SessionAuthenticator(
+            parts.sessions, auth_header=settings.auth_header, cookie_name=settings.session_cookie_name
+        ),
+        *from_header(header, _id_tokens(settings, parts) if settings.idtoken_authn_enabled else None),
+    ]
+
+
+def _kubernetes(settings: Settings) -> BearerAuthenticator | None:
+    return kubernetes.build(
+        settings.kubernetes_authn_enabled,
+        settings.kubernetes_environ,
+        audiences=settings.audiences,
+        known_issuers=(settings.oidc_provider, *(one.issuer for one in settings.bearer_issuers)),
+        timeout=settings.provider_timeout_seconds,
+    )
+
+
+def _opaque(settings: Settings, parts: Parts, *, jwts_too: bool) -> BearerAuthenticator:
+    """``jwts_too``: the provider is also asked about access tokens of its own that are JWTs in form,
+    which nobody else here judges then."""
+
+    def may_be_ours(seen: Glance) -> bool:
+        ours = jwts_too and seen.issuer == settings.oidc_provider
+        return ours and not (seen.is_logout or _is_id_token(seen, settings))
+
+    tokens = OpaqueTokens(parts.client, frozenset(settings.audiences), parts.rules)
+    return OpaqueAuthenticator(tokens.ask, may_be_ours, parts.rules, settings.oidc_provider)
+
+
+def _access_tokens(settings: Settings, parts: Parts, *, ours: bool) -> BearerAuthenticator | None:
+    """Signed access tokens of the provider (``ours``) and of every further issuer."""
+    trusted = []
+    if ours and settings.audiences:
+        trusted.append(_trusted(settings, parts, ACCESS_TOKEN, parts.provider, settings.audiences, parts.rules))
+    for one in settings.bearer_issuers:
+        http = Http(
+            one.ca_bundle or settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes
+        )
+        source = FurtherIssuer(one.issuer, http, now=parts.now, jwks_url=one.jwks_url)
+        rules = ClaimRules(
+            one.userid_claim or settings.userid_claim,
+            one.groups_claim or settings.groups_claim,
+            settings.userid_lowercase,
+            settings.require_verified_email,
+        )
+        trusted.append(_trusted(settings, parts, ACCESS_TOKEN, source, one.audiences, rules))
+    if not trusted:
+        return None
+    return JwtAuthenticator("jwt", trusted, lambda seen: seen.is_id_token or seen.is_logout)
+
+
+def _id_tokens(settings: Settings, parts: Parts) -> BearerAuthenticator:
+    trusted = _trusted(
+        settings, parts, BEARER_ID_TOKEN, parts.provider, (settings.client_id,), parts.rules
+    )
+    return JwtAuthenticator("id_token", [trusted])
+
+
+def _trusted(
+    settings: Settings,
+    parts: Parts,
+    profile: Profile,
+    source: KeySource,
+    audiences: tuple[str, ...],
+    rules: ClaimRules,
+) -> Trusted:
+    expected = Expected(
+        issuer=source.issuer,
+        client_id=settings.client_id,
+        audiences=frozenset(audiences),
+        algorithms=settings.oidc_signing_algs,
+    )
+    return Trusted(source.issuer, frozenset(audiences), Verifier(source, profile, expected, parts.now), rules)
+
+
+def _is_id_token(seen: Glance, settings: Settings) -> bool:
+    """Whether a token of the provider is left to the authenticator of ID tokens."""
+    return settings.idtoken_authn_enabled and (seen.is_id_token or settings.client_id in seen.audiences)
