@@ -77,6 +77,7 @@ MISBEHAVIOURS: dict[str, str] = {
     # userinfo
     "userinfo_other_sub": "sub has text appended",
     "userinfo_missing_sub": "no sub",
+    "userinfo_refused": "403 insufficient_scope",
     "userinfo_answer": "value: exactly this as the answer (bytes, or an object)",
     # revocation
     "revoke_unsupported": "400 unsupported_token_type",
@@ -170,8 +171,9 @@ class FakeProvider:
     """The provider. Attributes may be changed while it runs.
 
     ``claims`` are the person's, given by userinfo; ``id_token_claims`` stand in the ID token
-    besides the protocol's, ``introspection_claims`` in an introspection. ``metadata`` replaces members of the discovery document (``None``
-    removes one). ``announces_iss`` switches RFC 9207 on. ``clock`` gives the provider's time.
+    besides the protocol's, ``introspection_claims`` in an introspection. ``metadata`` replaces
+    members of the discovery document (``None`` removes one). ``announces_iss`` switches RFC 9207
+    on. ``clock`` gives the provider's time.
     """
 
     def __init__(
@@ -539,6 +541,8 @@ class FakeProvider:
         claims = self._access_tokens.get(token)
         if claims is None or self._is_over(token) or "access_token" in call.query:
             return _Reply(401, b"", {"WWW-Authenticate": 'Bearer error="invalid_token"'})
+        if "userinfo_refused" in self._faults:
+            return _Reply(403, b"", {"WWW-Authenticate": 'Bearer error="insufficient_scope"'})
         given = self._faults.get("userinfo_answer")
         if isinstance(given, bytes):
             return _Reply(200, given, {"Content-Type": "application/json"})

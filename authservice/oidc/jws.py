@@ -10,7 +10,7 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from authservice.strictjson import BadJson, read_object
 
@@ -182,7 +182,7 @@ def kind_told(type: str, claims: Mapping[str, Any]) -> str:
     return ID if "nonce" in claims and _SIGNS_OF_ACCESS.isdisjoint(claims) else ""
 
 
-def is_date(value: object) -> bool:
+def is_date(value: object) -> TypeGuard[float]:
     """A NumericDate; fractions of seconds are allowed (RFC 7519 §2)."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LATEST_DATE
 

@@ -201,8 +201,9 @@ def _check_parties(claims: Mapping[str, Any], profile: Profile, expected: Expect
 
 def _check_audience(claims: Mapping[str, Any], profile: Profile, expected: Expected) -> None:
     given = claims.get("aud")
-    _check(isinstance(given, (str, list)), "aud")
-    audiences: list[Any] = [given] if isinstance(given, str) else given
+    audiences = [given] if isinstance(given, str) else given
+    if not isinstance(audiences, list):
+        raise TokenRefused("aud")
     _check(all(isinstance(entry, str) for entry in audiences), "aud")
     _check(not expected.audiences.isdisjoint(audiences), "aud")
     if not profile.sole_audience:
