@@ -119,12 +119,15 @@ def _kubernetes_problems(settings: Settings) -> Iterator[str]:
     if settings.kubernetes_authn_enabled is not True:
         return
     if not settings.audiences:
-        yield "AUDIENCES: empty, so no Kubernetes token could be for us. Name one, or set KUBERNETES_AUTHN_ENABLED=false."
+        yield (
+            "AUDIENCES: empty, so no Kubernetes token could be for us. Name one, or set "
+            "KUBERNETES_AUTHN_ENABLED=false."
+        )
     try:
         if find_cluster(settings.kubernetes_environ) is None:
             yield (
-                f"KUBERNETES_AUTHN_ENABLED: true, but there is no cluster to ask: no service account in {MOUNTED}, "
-                "nothing in KUBECONFIG, and no ~/.kube/config."
+                "KUBERNETES_AUTHN_ENABLED: true, but there is no cluster to ask: no service account in "
+                f"{MOUNTED}, nothing in KUBECONFIG, and no ~/.kube/config."
             )
     except NoAccess as fault:
         yield f"KUBERNETES_AUTHN_ENABLED: true, but {fault}."

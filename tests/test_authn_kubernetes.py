@@ -34,6 +34,8 @@ from authservice.pipeline import INVALID_TOKEN, Pipeline
 from authservice.sessions.seal import new_secret
 from authservice.settings import Settings, load
 from authservice.urls import PathPrefixes, ReturnAddresses
+from tests.conftest import Browser
+from tests.provider import FakeProvider
 from tests.test_settings import REQUIRED
 from tests.tokenreview import AUTHSERVICE, FOR_US, ISSUER, FakeCluster
 from tests.waiting import until
@@ -95,7 +97,9 @@ def decide(authenticator: KubernetesAuthenticator, **headers: str) -> Allow | De
         preflights_pass=False,
         authenticators=[FromHeader(authenticator, "Authorization")],
         authorizers=[],
-        headers=IdentityHeaders("kubeflow-userid", "kubeflow-groups", "Auth-Method", "", Transformers.parse("[]")),
+        headers=IdentityHeaders(
+            "kubeflow-userid", "kubeflow-groups", "Auth-Method", "", Transformers.parse("[]")
+        ),
         ready=lambda reach: None,
         redirects=lambda check: True,
         return_addresses=ReturnAddresses("https", "app.example", [], default="/"),
@@ -135,6 +139,7 @@ def test_the_identity_is_what_the_api_server_says(
     assert identity.expires == datetime.fromtimestamp(exp, timezone.utc)
     # For the external authorizer: what was vouched for, and nothing that the token merely says.
     assert set(identity.claims) == {"username", "uid", "groups", "extra"}
+    assert identity.uid == identity.claims["uid"] != ""
     assert identity.claims["extra"]["authentication.kubernetes.io/pod-name"] == ["nightly-0"]
 
 
@@ -166,7 +171,8 @@ def test_the_question_is_a_token_review_for_our_audiences(cluster: FakeCluster, 
     ],
 )
 def test_everybody_who_is_somebody_is_in_system_authenticated(
-    user: dict[str, Any], groups: tuple[str, ...], cluster: FakeCluster, authenticator: KubernetesAuthenticator
+    user: dict[str, Any], groups: tuple[str, ...], cluster: FakeCluster,
+    authenticator: KubernetesAuthenticator,
 ) -> None:
     cluster.misbehave("user", user)
     identity = judge(authenticator, cluster.token())
@@ -199,6 +205,15 @@ def _yes_to_others(cluster: FakeCluster, yes: dict[str, Any]) -> Callable[..., d
     return lambda token, audiences: strictly(token, audiences) if not audiences else dict(yes)
 
 
+@pytest.mark.parametrize("uid", [None, 7, ["x"]])
+def test_a_uid_that_is_no_text_is_none(
+    uid: Any, cluster: FakeCluster, authenticator: KubernetesAuthenticator
+) -> None:
+    cluster.misbehave("user", {"username": "ci", "uid": uid})
+    identity = judge(authenticator, cluster.token())
+    assert identity is not None and identity.uid == ""
+
+
 # --- a bad one ----------------------------------------------------------------------------------
 
 
@@ -215,7 +230,7 @@ def bad_tokens(cluster: FakeCluster) -> dict[str, str]:
         "for the API server only": cluster.token(audiences=[ISSUER]),
         "revoked": revoked,
         "no signature": f"{header}.{payload}.",
-        "alg none": jwt.encode(jwt.decode(good, options={"verify_signature": False}), None, "none"),
+        "alg none": jwt.encode(jwt.decode(good, options={"verify_signature": False}), "", "none"),
     }
 
 
@@ -246,7 +261,8 @@ def test_B23_a_yes_for_nobody_in_particular_is_none(
 
 @pytest.mark.parametrize("audiences", [None, FOR_US, [], [None], {FOR_US: 1}])
 def test_B23_audiences_that_are_no_list_of_ours(
-    audiences: Any, cluster: FakeCluster, authenticator: KubernetesAuthenticator, monkeypatch: pytest.MonkeyPatch
+    audiences: Any, cluster: FakeCluster, authenticator: KubernetesAuthenticator,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     yes = {"authenticated": True, "user": {"username": "x"}, "audiences": audiences}
     monkeypatch.setattr(cluster, "authenticate", _yes_to_others(cluster, yes))
@@ -322,7 +338,8 @@ def test_without_audiences_nobody_is_asked(cluster: FakeCluster, make: Make) -> 
 @pytest.mark.parametrize(
     "how,value",
     [
-        ("status_401", True), ("status_429", True), ("status_500", True), ("status_503", True), ("reset", 9),
+        ("status_401", True), ("status_429", True), ("status_500", True), ("status_503", True),
+        ("reset", 9), ("code", 500), ("code", 302),
         ("body", b""), ("body", b"<html>"), ("body", b"[]"), ("body", b"{}"), ("body", b'{"status": true}'),
         ("body", b'{"status": {"authenticated": false, "authenticated": true}}'), ("body", b" " * 2_000_000),
     ],
@@ -350,6 +367,22 @@ def test_the_time_limit_holds_for_the_whole_review(
         judge(make(timeout=timedelta(seconds=0.5)), cluster.token())
     assert time.monotonic() - began < 3
     assert len(cluster.seen) == 1
+
+
+def test_the_second_try_gets_what_the_first_has_left(cluster: FakeCluster, make: Make) -> None:
+    cluster.misbehave("status_401")
+    cluster.misbehave("slow", 0.7)
+    with pytest.raises(ClusterDown) as caught:
+        judge(make(timeout=timedelta(seconds=1)), cluster.token())
+    assert len(cluster.seen) == 2
+    assert "does not accept" not in str(caught.value)
+
+
+def test_a_review_may_also_be_answered_with_200(
+    cluster: FakeCluster, authenticator: KubernetesAuthenticator
+) -> None:
+    cluster.misbehave("code", 200)
+    assert judge(authenticator, cluster.token()) is not None
 
 
 def test_nobody_there(cluster: FakeCluster, make: Make) -> None:
@@ -471,7 +504,8 @@ def test_the_clusters_authority_may_be_renewed(
 @pytest.mark.parametrize("spoil", ["token", "ca.crt"])
 @pytest.mark.parametrize("content", [None, "", "\u00fc", "a\nb"])
 def test_unreadable_credentials_are_503_until_they_are_there(
-    spoil: str, content: str | None, cluster: FakeCluster, mounted: Path, authenticator: KubernetesAuthenticator
+    spoil: str, content: str | None, cluster: FakeCluster, mounted: Path,
+    authenticator: KubernetesAuthenticator,
 ) -> None:
     file = mounted / spoil
     kept = file.read_bytes()
@@ -489,6 +523,31 @@ def test_what_we_hold_is_in_no_text(cluster: FakeCluster, mounted: Path) -> None
     found = find_cluster(cluster.environ())
     assert found is not None
     assert (mounted / "token").read_text() not in repr(found) + repr(found.access())
+
+
+# --- in the whole service -----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("mounted")
+def test_a_token_beats_the_cookie_and_a_bad_one_is_not_rescued_by_it(
+    cluster: FakeCluster, make_browser: Callable[..., Browser], provider: FakeProvider
+) -> None:
+    browser = make_browser(**cluster.environ())
+    assert browser.log_in().status == 302
+    good = browser.get("/", Authorization=f"Bearer {cluster.token()}")
+    assert (good.status, good.header("kubeflow-userid")) == (200, "system:serviceaccount:jobs:nightly")
+    assert good.header("Auth-Method") == "header"
+    bad = browser.get("/", Authorization=f"Bearer {cluster.token(key=1)}")
+    assert (bad.status, bad.header("WWW-Authenticate")) == (401, INVALID_TOKEN)
+    assert bad.all("Set-Cookie") == bad.all("Location") == []
+    of_others = browser.get("/", Authorization=f"Bearer {cluster.token(sub='ada', key=1)}")
+    assert (of_others.status, of_others.header("Auth-Method")) == (200, "cookie")
+    cluster.misbehave("status_500")
+    assert browser.get("/", Authorization=f"Bearer {cluster.token()}").status == 503
+    # The session's own secret as bearer, and the provider's tokens, are nothing for the cluster.
+    asked = len(cluster.seen)
+    assert browser.get("/", Authorization=f"Bearer {browser.session}").status == 200
+    assert len(cluster.seen) == asked
 
 
 # --- which cluster ------------------------------------------------------------------------------
@@ -556,7 +615,9 @@ def test_a_kubeconfig_with_a_login_helper(cluster: FakeCluster, make: Make, tmp_
         f"\"status\": {{\"token\": \"'$(cat {given})'\"}}}}'\n"
     )
     helper.chmod(0o755)
-    login = {"apiVersion": "client.authentication.k8s.io/v1", "command": str(helper), "interactiveMode": "Never"}
+    login = {
+        "apiVersion": "client.authentication.k8s.io/v1", "command": str(helper), "interactiveMode": "Never"
+    }  # fmt: skip
     file = cluster.kubeconfig(tmp_path / "config", {"exec": login})
     authenticator = make({"KUBECONFIG": str(file)})
     assert not runs.exists()
@@ -615,7 +676,9 @@ def built(settings: Settings) -> KubernetesAuthenticator | None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("wanted,inside,outside", [("auto", True, False), ("true", True, None), ("false", False, False)])
+@pytest.mark.parametrize(
+    "wanted,inside,outside", [("auto", True, False), ("true", True, None), ("false", False, False)]
+)
 def test_the_switch(
     wanted: str, inside: bool, outside: bool | None, cluster: FakeCluster, mounted: Path, tmp_path: Path
 ) -> None:
@@ -630,8 +693,8 @@ def test_the_switch(
         return
     (problem,) = startup.problems(elsewhere)
     assert problem.startswith("KUBERNETES_AUTHN_ENABLED: true, but there is no cluster to ask")
-    for place in (str(mounted), "KUBECONFIG", ".kube/config"):
-        assert place in problem or place == str(mounted)
+    for place in ("/var/run/secrets/kubernetes.io/serviceaccount", "KUBECONFIG", "~/.kube/config"):
+        assert place in problem
 
 
 def test_a_kubeconfig_is_a_cluster_too(cluster: FakeCluster, tmp_path: Path) -> None:
@@ -644,7 +707,7 @@ def test_a_kubeconfig_that_cannot_be_used_is_a_problem_or_a_warning(
 ) -> None:
     wanted = settings(tmp_path, KUBERNETES_AUTHN_ENABLED="true", KUBECONFIG="/nonexistent")
     (problem,) = startup.problems(wanted)
-    assert problem.startswith("KUBERNETES_AUTHN_ENABLED: true, but the kubeconfig /nonexistent cannot be used")
+    assert problem.startswith("KUBERNETES_AUTHN_ENABLED: true, but the kubeconfig /nonexistent cannot")
     by_itself = settings(tmp_path, KUBECONFIG="/nonexistent")
     assert startup.problems(by_itself) == ()
     (warning,) = startup.warnings(by_itself)

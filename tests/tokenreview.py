@@ -59,6 +59,7 @@ MISBEHAVIOURS: dict[str, str] = {
     "truthy": "authenticated is the text true",
     "error_beside_yes": "authenticated, with an error of another authenticator of the chain",
     "user": "value: exactly this user",
+    "code": "value: the status of the answer that has the review",
     "body": "value: exactly these bytes as the answer",
 }
 
@@ -251,7 +252,7 @@ class FakeCluster:
         except jwt.ExpiredSignatureError:
             return {"error": "[invalid bearer token, service account token has expired]", "user": {}}
         except jwt.PyJWTError:
-            return {"error": "[invalid bearer token, square/go-jose: error in cryptographic primitive]", "user": {}}
+            return {"error": "[invalid bearer token, error in cryptographic primitive]", "user": {}}
         bound = claims["kubernetes.io"]
         namespace, account = bound["namespace"], bound["serviceaccount"]
         return {
@@ -317,7 +318,7 @@ class _Server(ThreadingHTTPServer):
             with self._context.wrap_socket(request, server_side=True) as wrapped:
                 self._open.add(wrapped)
                 try:
-                    self.RequestHandlerClass(wrapped, client_address, self)
+                    self.RequestHandlerClass(wrapped, client_address, self)  # type: ignore[arg-type]
                 finally:
                     self._open.discard(wrapped)
         except OSError:
@@ -340,13 +341,14 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._status(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+        self._status(405, "MethodNotAllowed", "the server does not allow this method")
 
     def do_POST(self) -> None:
         cluster = self.server.cluster
         body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
         connection: Any = self.connection
-        caller = cluster.caller(self.headers.get("Authorization", ""), connection.getpeercert(binary_form=True))
+        certificate = connection.getpeercert(binary_form=True)
+        caller = cluster.caller(self.headers.get("Authorization", ""), certificate)
         cluster.seen.append(Seen(self.command, self.path, caller or "", body))
         if self._misbehaves():
             return
@@ -357,7 +359,7 @@ class _Handler(BaseHTTPRequestHandler):
         if caller not in cluster.delegators:
             return self._forbidden(caller)
         if self.headers.get("Content-Type") != "application/json":
-            return self._status(415, "UnsupportedMediaType", "the body of the request was in an unknown format")
+            return self._status(415, "UnsupportedMediaType", "the body was in an unknown format")
         if (body.get("apiVersion"), body.get("kind")) != ("authentication.k8s.io/v1", "TokenReview"):
             return self._status(400, "BadRequest", "no kind match")
         if not body.get("spec", {}).get("token"):
@@ -401,7 +403,7 @@ class _Handler(BaseHTTPRequestHandler):
             if cluster.wrong("user") is not None:
                 status["user"] = cluster.wrong("user")
         answer = {**question, "metadata": {"creationTimestamp": None}, "status": status}
-        self._send(201, json.dumps(answer).encode())
+        self._send(cluster.wrong("code") or 201, json.dumps(answer).encode())
 
     def _forbidden(self, caller: str) -> None:
         self._status(

@@ -115,17 +115,12 @@ def _identity(review: Review, seen: Glance) -> Identity:
             _AS_GIVEN,
             method=AuthMethod.HEADER,
             issuer=seen.issuer or "kubernetes",
-            expires=_moment(seen.expires),
+            expires=None if seen.expires is None else datetime.fromtimestamp(seen.expires, timezone.utc),
         )
     except IdentityUnusable as unusable:
         raise Refused(f"kubernetes: {unusable}") from None
-    if identity.user_id == ANONYMOUS or not {EVERYBODY, NOBODY}.isdisjoint(identity.groups):
-        return identity
-    return replace(identity, groups=(*identity.groups, EVERYBODY))
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    try:
-        return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
-    except (OverflowError, OSError, ValueError):
-        return None
+    groups = identity.groups
+    if identity.user_id != ANONYMOUS and {EVERYBODY, NOBODY}.isdisjoint(groups):
+        groups = (*groups, EVERYBODY)
+    uid = review.user.get("uid")
+    return replace(identity, groups=groups, uid=uid if isinstance(uid, str) else "")

@@ -96,7 +96,8 @@ class TokenReviews:
                     key=files.key,
                 )
             except OSError as error:
-                raise NoAccess(f"the cluster's certificates cannot be used ({type(error).__name__})") from None
+                reason = type(error).__name__
+                raise NoAccess(f"the certificates for the API server cannot be used ({reason})") from None
             held = self._http = (files, http)
         return held[1]
 
