@@ -137,7 +137,7 @@ class IssuerSource(ABC, Generic[D]):
         known = self._known
         if reach is Reach.MEMORY:
             if known is None:
-                raise self._not_ready() if self._is_asked() else NeedsIO
+                raise self._not_ready() if self._cooling() else NeedsIO
             return known
         return self._fetch_on_demand(known) if known is None or self._is_old(known) else known
 
