@@ -26,7 +26,7 @@ from authservice.authn.session import SessionAuthenticator
 from authservice.authz.groups import GroupsAuthorizer
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
-from authservice.errors import AuthServiceError, NotReady
+from authservice.errors import AuthServiceError
 from authservice.gateways import Gateways, OwnPaths, Trust
 from authservice.identity import ClaimRules, IdentityHeaders
 from authservice.logs import Event
@@ -183,11 +183,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         ),
         now=now,
     )
-    def provider_is_known() -> None:
-        if not provider.ready:
-            raise NotReady
-
-    readiness = Readiness({"provider": provider_is_known, "store": store.ping})
+    readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
     cookie_rules = CookieRules(
         settings.session_cookie_name,
         settings.session_max_age,
