@@ -36,7 +36,8 @@ from authservice.oidc.metadata import Overrides
 from authservice.oidc.provider import Provider
 from authservice.ops import Readiness
 from authservice.outbound import Http
-from authservice.pipeline import Pipeline, is_navigation
+from authservice.navigation import is_navigation
+from authservice.pipeline import Pipeline
 from authservice.sessions import Store
 from authservice.sessions.cookies import CookieRules
 from authservice.sessions.interface import SessionInterface
@@ -262,7 +263,7 @@ def cookie_security(settings: Settings) -> Callable[[str | None], bool]:
 def redirects(settings: Settings) -> Callable[[CheckRequest], bool]:
     """``UNAUTHENTICATED_RESPONSE`` as a question about one check."""
     if settings.unauthenticated_response == "auto":
-        return is_navigation
+        return lambda check: is_navigation(check.method, check.headers)
     always = settings.unauthenticated_response == "redirect"
     return lambda check: always
 

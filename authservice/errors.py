@@ -22,6 +22,7 @@ came from a provider or a client.
         ├── NotReady             the provider's metadata is not known (yet)
         │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
+        ├── TooManyLogins        more at once than one process finishes
         └── StoreDown            the session store does not answer
 """
 
@@ -46,6 +47,7 @@ class Reason(str, Enum):
     PROVIDER_WRONG = "provider_answer_unacceptable"
     PROVIDER_SILENT = "provider_silent"
     PROVIDER_BUSY = "provider_busy"
+    TOO_MANY_LOGINS = "too_many_logins"
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
     INTERNAL = "internal_error"
@@ -165,6 +167,13 @@ class ProviderMisdescribed(NotReady):
 class ProviderBusy(Unavailable):
     reason = Reason.PROVIDER_BUSY
     public = "The identity provider asks you to try again in a moment."
+
+
+class TooManyLogins(Unavailable):
+    """More logins are being finished at once than threads may be spent on."""
+
+    reason = Reason.TOO_MANY_LOGINS
+    public = "Many people are logging in right now. This page tries again by itself."
 
 
 class StoreDown(Unavailable):
