@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 METADATA_LIFETIME = timedelta(hours=1)
 COOL_DOWN = timedelta(seconds=1)
 ON_DEMAND_TIMEOUT = timedelta(seconds=5)
+PATIENCE = timedelta(seconds=1)
+"""How old a fetch may be while others wait for it."""
+
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
 KEY_FETCH_BURST = 3
 KEY_FETCH_PAUSE = timedelta(seconds=10)
@@ -90,6 +94,8 @@ class Provider:
         self._fetching = threading.Lock()
         # Fetches that came to an end: who waited for one takes its result and does not fetch again.
         self._finished = 0
+        # By the monotonic clock, which is also the one that waiting goes by; None between attempts.
+        self._began: float | None = None
         self._last_attempt: datetime | None = None
         self._pause = COOL_DOWN
         self._stopping = threading.Event()
@@ -186,9 +192,13 @@ class Provider:
     # --- fetching -----------------------------------------------------------------------------
 
     def _fetch_on_demand(self, known: _Known | None) -> _Known:
-        """One caller asks; others wait a moment for it, or go on with what is known."""
+        """One caller asks; others wait a moment for it, or go on with what is known.
+
+        However many callers there are, and whenever they come: a fetch that hangs keeps them for
+        its first second only, and after that no thread but its own.
+        """
         finished = self._finished
-        if not self._cooling() and self._fetching.acquire(timeout=0 if known else 1):
+        if not self._cooling() and self._fetching.acquire(timeout=0 if known else self._patience()):
             try:
                 if self._finished == finished and self._known is known:
                     self._attempt(min(ON_DEMAND_TIMEOUT, self._http.timeout))
@@ -198,8 +208,15 @@ class Provider:
             raise self._not_ready()
         return self._known
 
+    def _patience(self) -> float:
+        """Seconds that are left of the first second of the fetch under way."""
+        began = self._began
+        age = 0.0 if began is None else time.monotonic() - began
+        return max(0.0, PATIENCE.total_seconds() - age)
+
     def _attempt(self, timeout: timedelta | None) -> None:
         """Fetches metadata and keys, and notes how it went. Needs the lock."""
+        self._began = time.monotonic()
         began = self._now()
         try:
             metadata = self._fetch_metadata(timeout)
@@ -213,9 +230,11 @@ class Provider:
                 log.info("provider_ready", extra={"issuer": self.issuer, "keys": len(keys)})
             self._known, self._failure = _Known(metadata, keys, self._now()), None
         self._last_attempt = self._now()
-        # A provider that hangs keeps at most every other request waiting.
+        # A provider that hangs is left alone for as long as it hung: at least half of the time
+        # nobody waits for it.
         self._pause = max(COOL_DOWN, self._last_attempt - began)
         self._finished += 1
+        self._began = None
 
     def _fail(self, failure: NotReady, event: str) -> None:
         """Remembered for those who ask within the cool-down; logged when it is news."""
