@@ -455,3 +455,8 @@ def test_every_setting_wrong_at_once_is_told_at_once() -> None:
     assert found.settings is None
     # An empty path is wrong only for one of the stores, and which one is meant cannot be read here.
     assert told == wrong.keys() - {"SESSION_STORE_PATH"} | {"CLIENT_ID", "CLIENT_SECRET"}
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-User", "X-Forwarded-Email", "X-Auth-Request-User", "Remote-User"])
+def test_headers_by_which_others_name_the_person_may_be_ours(name: str) -> None:
+    assert examine({**REQUIRED, "USERID_HEADER": name}).problems == ()

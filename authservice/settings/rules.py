@@ -41,7 +41,9 @@ _TAKEN = re.compile(
     r"upgrade|user-agent|www-authenticate|x-http-method.*|x-method-override|x-requested-with|"
     # What proxies tell each other about the request, and we believe of those that are trusted.
     r"cf-connecting-ip|forwarded|true-client-ip|via|x-client-ip|x-cluster-client-ip|x-envoy-.*|"
-    r"x-forwarded|x-forwarded-.*|x-original-.*|x-real-ip|x-request-id|x-rewrite-url|x-scheme"
+    # Some tell applications about the person (X-Forwarded-User): those are free to be ours.
+    r"x-forwarded|x-forwarded-(?!(?:user|email|groups|preferred-username)$).*|x-original-.*|x-real-ip|"
+    r"x-request-id|x-rewrite-url|x-scheme"
 )
 
 
