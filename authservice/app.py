@@ -25,7 +25,7 @@ from authservice.authz import Authorizer, external
 from authservice.authz.groups import GroupsAuthorizer
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
-from authservice.errors import AuthServiceError, NotReady
+from authservice.errors import AuthServiceError
 from authservice.gateways import Gateways, OwnPaths, Trust
 from authservice.identity import ClaimRules, IdentityHeaders
 from authservice.logs import Event
@@ -35,7 +35,8 @@ from authservice.oidc.metadata import Overrides
 from authservice.oidc.provider import Provider
 from authservice.ops import Readiness
 from authservice.outbound import Http
-from authservice.pipeline import Pipeline, is_navigation
+from authservice.navigation import is_navigation
+from authservice.pipeline import Pipeline
 from authservice.sessions import Store
 from authservice.sessions.cookies import CookieRules
 from authservice.sessions.interface import SessionInterface
@@ -185,11 +186,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         ),
         now=now,
     )
-    def provider_is_known() -> None:
-        if not provider.ready:
-            raise NotReady
-
-    readiness = Readiness({"provider": provider_is_known, "store": store.ping})
+    readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
     cookie_rules = CookieRules(
         settings.session_cookie_name,
         settings.session_max_age,
@@ -270,7 +267,7 @@ def cookie_security(settings: Settings) -> Callable[[str | None], bool]:
 def redirects(settings: Settings) -> Callable[[CheckRequest], bool]:
     """``UNAUTHENTICATED_RESPONSE`` as a question about one check."""
     if settings.unauthenticated_response == "auto":
-        return is_navigation
+        return lambda check: is_navigation(check.method, check.headers)
     always = settings.unauthenticated_response == "redirect"
     return lambda check: always
 

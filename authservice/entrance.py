@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Protocol
 
 from werkzeug.http import dump_cookie
 
 from authservice.check import Reach, Reply
 from authservice.errors import Forbidden, Reason
 from authservice.oidc.login import LoginFlow
+from authservice.oidc.pending import Sealer
 from authservice.sessions.cookies import read_cookies
 
 ROUNDS_LIMIT = 5
@@ -43,12 +43,9 @@ def short_cookie(name: str, value: str, lifetime: timedelta, secure: bool) -> st
     )
 
 
-class Sealer(Protocol):
-    """Seals text for a purpose under the service's own key."""
-
-    def seal(self, purpose: str, plaintext: bytes) -> str: ...
-
-    def open(self, purpose: str, sealed: str) -> bytes | None: ...
+def origin(scheme: str | None, host: str) -> str:
+    """``scheme://host``, or nothing when it is not known for sure."""
+    return f"{scheme}://{host}" if scheme and host else ""
 
 
 class LoginLoop(Forbidden):
@@ -106,11 +103,11 @@ class Entrance:
         self._rounds = rounds
         self._secure = secure
 
-    def begin(self, return_to: str, cookie_header: str, scheme: str | None, origin: str, reach: Reach) -> Reply:
+    def begin(self, return_to: str, cookie_header: str, scheme: str | None, host: str, reach: Reach) -> Reply:
         """A 302 to the provider, with the pending login's cookie.
 
-        ``origin`` makes a relative authorization address absolute, where it is known; empty
-        otherwise. Raises `LoginLoop`, `errors.NotReady` and, under `Reach.MEMORY`, `check.NeedsIO`.
+        ``scheme`` and ``host`` are those that the person sees; where both are known they make a
+        relative authorization address absolute. Raises `LoginLoop`, `errors.NotReady` and, under `Reach.MEMORY`, `check.NeedsIO`.
         """
         cookies = read_cookies(cookie_header)
         if self._rounds.count(cookies) >= ROUNDS_LIMIT:
@@ -120,6 +117,6 @@ class Entrance:
         name, value, max_age = begun.set_cookie
         lines = [short_cookie(name, value, max_age, secure)]
         lines += [short_cookie(stale, "", timedelta(0), secure) for stale in begun.drop_cookies]
-        location = origin + begun.url if begun.url.startswith("/") else begun.url
+        location = origin(scheme, host) + begun.url if begun.url.startswith("/") else begun.url
         headers = [("Location", location), NO_STORE, *(("Set-Cookie", line) for line in lines)]
         return Reply(302, tuple(headers))

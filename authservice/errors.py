@@ -22,6 +22,7 @@ came from a provider or a client.
         ├── NotReady             the provider's metadata is not known (yet)
         │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
+        ├── TooManyLogins        more at once than one process finishes
         ├── ClusterDown          the Kubernetes API server gives no verdict about a token
         ├── StoreDown            the session store does not answer
         └── AuthorizerDown       the external authorizer gives no verdict
@@ -49,6 +50,7 @@ class Reason(str, Enum):
     PROVIDER_WRONG = "provider_answer_unacceptable"
     PROVIDER_SILENT = "provider_silent"
     PROVIDER_BUSY = "provider_busy"
+    TOO_MANY_LOGINS = "too_many_logins"
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
     AUTHORIZER_DOWN = "authorizer_down"
@@ -177,6 +179,13 @@ class ClusterDown(Unavailable):
 
     reason = Reason.CLUSTER_DOWN
     public = "Your token cannot be checked at the moment. Please try again shortly."
+
+
+class TooManyLogins(Unavailable):
+    """More logins are being finished at once than threads may be spent on."""
+
+    reason = Reason.TOO_MANY_LOGINS
+    public = "Many people are logging in right now. This page tries again by itself."
 
 
 class StoreDown(Unavailable):

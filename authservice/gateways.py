@@ -153,7 +153,7 @@ class VerifyDialect:
             scheme=scheme,
             host=host.lower(),
             target=target,
-            path=canonical_path(target),
+            path=canonical_path(target) if behind else _path(target),
             headers=parts.headers,
             client=self._trust.client(parts),
             dialect=self.name,
@@ -185,7 +185,7 @@ class ForwardAuthDialect:
             scheme=scheme,
             host=_once(headers, "x-forwarded-host").lower(),
             target=target,
-            path=canonical_path(target),
+            path=_path(target),
             headers=headers,
             client=self._trust.client(parts),
             dialect=self.name,
@@ -265,7 +265,10 @@ def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
     name = given[0] if given else "x-forwarded-uri"
     value = _once(headers, name)
     if name == "x-original-url" and not value.startswith("/"):
-        address = urlsplit(value)
+        try:
+            address = urlsplit(value)
+        except ValueError:
+            raise Misdirected("X-Original-URL is not an address") from None
         if address.scheme not in ("http", "https") or not address.netloc:
             raise Misdirected("X-Original-URL is not an address")
         target = value.partition("://")[2][len(address.netloc):] or "/"
@@ -289,13 +292,23 @@ def _once(headers: Mapping[str, str], name: str) -> str:
 
 
 def _target(value: str, name: str) -> str:
-    """A path with query. A second copy begins with a slash or a scheme again, behind the comma."""
-    for later in value.split(",")[1:]:
-        if later.lstrip().startswith(("/", "http://", "https://")):
-            raise Misdirected(f"{name} was sent more than once")
+    """A path with query. A second copy begins with a slash or a scheme again, behind a comma."""
+    first, *later = (copy.strip() for copy in value.split(","))
+    if _might_be_two(value.partition("?")[0]) or first in later:
+        raise Misdirected(f"{name} was sent more than once")
     if not value.startswith("/"):
         raise Misdirected(f"{name} is not a path")
     return value
+
+
+def _path(target: str) -> str | None:
+    """The canonical path of a target that a header told. A query may hold what looks like a second
+    copy of the header (``?urls=/a,/b``): it is judged, but no rule that opens a path may match."""
+    return None if _might_be_two(target) else canonical_path(target)
+
+
+def _might_be_two(value: str) -> bool:
+    return any(later.lstrip().startswith(("/", "http://", "https://")) for later in value.split(",")[1:])
 
 
 def _method(headers: Mapping[str, str], *names: str) -> str:

@@ -7,7 +7,10 @@ settings gunicorn does not start: all problems are listed and the exit status is
 
 from __future__ import annotations
 
+import socket
+import struct
 import sys
+from typing import Any
 
 from authservice.errors import SettingsError
 from authservice.startup import checked, explain
@@ -48,6 +51,19 @@ forwarded_allow_ips = ""
 secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 header_map = "drop"
+
+# How long a connection may stay silent in the middle of a request's head. Accepted connections
+# take it over from the listener; a whole request is short.
+HEAD_SILENCE_SECONDS = 10
+
+
+def when_ready(server: Any) -> None:
+    """Called by gunicorn in the master, before it starts workers."""
+    for listener in server.LISTENERS:
+        listener.sock.setsockopt(
+            socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", HEAD_SILENCE_SECONDS, 0)
+        )
+
 
 control_socket_disable = True
 accesslog = None

@@ -15,15 +15,17 @@ from urllib.parse import quote
 
 from flask import Blueprint, Response, request
 from flask.blueprints import BlueprintSetupState
+from werkzeug.datastructures import Headers
 from werkzeug.routing import Rule
 
 from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, RequestParts
-from authservice.entrance import NO_STORE, Entrance
+from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, Reason
 from authservice.gateways import PASSES_ANSWERS_ON, Gateways, Style
 from authservice.logs import Event, request_fields, request_id
+from authservice.navigation import is_navigation
 from authservice.pages import Page, Pages
-from authservice.pipeline import Pipeline, is_navigation
+from authservice.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +84,7 @@ class Judge:
     def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
         try:
             reply = self._entrance.begin(
-                login.return_to, check.header("cookie"), check.scheme, _origin(check), reach
+                login.return_to, check.header("cookie"), check.scheme, check.host, reach
             )
         except AuthServiceError as error:
             deny = Deny(error.status, error.reason, error.public, cause=str(error))
@@ -92,10 +94,9 @@ class Judge:
 
     def _told_to_log_in(self, login: Login, check: CheckRequest, identifier: str) -> Reply:
         self._record(check, identifier, Event.DENIED, status=401, reason=Reason.NOT_AUTHENTICATED)
-        start = _origin(check) + self._login_path
-        body = {"error": Reason.NOT_AUTHENTICATED.value, "login_url": start}
-        headers = (("WWW-Authenticate", CHALLENGE), ("X-Login-URL", f"{start}?rd={quote(login.return_to, safe='')}"))
-        return _json(401, body, headers)
+        start = origin(check.scheme, check.host) + self._login_path
+        with_page = ("X-Login-URL", f"{start}?rd={quote(login.return_to, safe='')}")
+        return told_to_log_in(start, with_page)
 
     def _denied(self, deny: Deny, check: CheckRequest, identifier: str) -> Reply:
         self._record(check, identifier, Event.DENIED, status=deny.status, reason=deny.reason, cause=deny.cause)
@@ -105,7 +106,7 @@ class Judge:
         if deny.status == 503:
             text = NOT_READY_TEXT if deny.reason is Reason.NOT_READY else deny.public.encode()
             return Reply(503, (("Content-Type", "text/plain; charset=utf-8"), NO_STORE, RETRY_AFTER), text)
-        if deny.status == 401 or not is_navigation(check):
+        if deny.status == 401 or not is_navigation(check.method, check.headers):
             return _json(deny.status, {"error": deny.reason.value, "message": deny.public}, extra)
         page = self._denial_page(deny, identifier)
         return Reply(deny.status, (*page.headers, *extra), page.body)
@@ -149,16 +150,17 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
     """
     headers = allow.set_headers
     if allow.remove_headers and style is PASSES_ANSWERS_ON:
-        if dialect == "envoy":
-            headers += ((REMOVE, ",".join(allow.remove_headers)),)
-        elif allow.identity is None:
+        # Always: with several dialects chosen, Envoy may be the one that asks on any path.
+        headers += ((REMOVE, ",".join(allow.remove_headers)),)
+        if dialect != "envoy" and allow.identity is None:
             headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, allow.remove_headers)))
     return Reply(style.allow_status, headers)
 
 
-def _origin(check: CheckRequest) -> str:
-    """``scheme://host`` as the person sees it, or nothing when it is not known for sure."""
-    return f"{check.scheme}://{check.host}" if check.scheme and check.host else ""
+def told_to_log_in(login_url: str, *extra: tuple[str, str]) -> Reply:
+    """The 401 for whoever cannot be redirected: a challenge, and where a login would start."""
+    body = {"error": Reason.NOT_AUTHENTICATED.value, "login_url": login_url}
+    return _json(401, body, (("WWW-Authenticate", CHALLENGE), *extra))
 
 
 def _json(status: int, body: Mapping[str, str], extra: tuple[tuple[str, str], ...] = ()) -> Reply:
@@ -186,9 +188,20 @@ def parts_of(environ: Mapping[str, Any]) -> RequestParts:
     )
 
 
+class ExactResponse(Response):
+    """A response whose ``Location`` leaves as it was given. Werkzeug writes it anew (``?q=[1]``
+    becomes ``?q=%5B1%5D``), and a deep link must come back byte for byte."""
+
+    def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        headers = super().get_wsgi_headers(environ)
+        if "Location" in self.headers:
+            headers["Location"] = self.headers["Location"]
+        return headers
+
+
 def response(reply: Reply) -> Response:
     """A reply as Flask's response: its headers and no others (a bare allow has no type)."""
-    flask_response = Response(reply.body, status=reply.status)
+    flask_response = ExactResponse(reply.body, status=reply.status)
     flask_response.headers.clear()
     for name, value in reply.headers:
         flask_response.headers.add(name, value)

@@ -97,33 +97,3 @@ def is_preflight(check: CheckRequest) -> bool:
         and check.header("origin") != ""
         and check.header("access-control-request-method") != ""
     )
-
-
-def is_navigation(check: CheckRequest) -> bool:
-    """Whether this may be a person opening a page, judged by what plainly says that it is not.
-
-    Browsers say so themselves (Fetch Metadata: ``Sec-Fetch-Mode: navigate``). Gateways often pass
-    none of these headers on; without any sign, GET and HEAD count as navigations.
-    """
-    # Traefik drops Upgrade from its checks, but not the handshake's key (RFC 6455 §4.1).
-    if "websocket" in check.header("upgrade").lower() or check.header("sec-websocket-key"):
-        return False
-    if check.header("content-type").lower().startswith("application/grpc"):
-        return False
-    if check.header("x-requested-with"):
-        return False
-    if _wants_data(check.header("accept").lower()):
-        return False
-    mode = check.header("sec-fetch-mode").lower()
-    if mode:
-        return mode == "navigate"
-    if check.header("sec-fetch-dest").lower() not in ("", "document", "iframe", "frame"):
-        return False
-    return check.method in ("GET", "HEAD")
-
-
-def _wants_data(accept: str) -> bool:
-    """Accepts JSON or an event stream and no page: a program. ``*/*`` alone says nothing."""
-    if "text/html" in accept or "application/xhtml" in accept:
-        return False
-    return "json" in accept or "text/event-stream" in accept

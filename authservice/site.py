@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,13 +19,14 @@ import flask
 from flask import Blueprint, Response, request
 
 from authservice.authn.bearer import bearer_credential
-from authservice.check import Reach, RequestParts
-from authservice.entrance import ROUNDS_WINDOW, Entrance, Rounds, short_cookie
-from authservice.errors import AuthServiceError, IdentityUnusable, LoginNotOurs, Refused
+from authservice.check import Reach, Reply, RequestParts
+from authservice.entrance import NO_STORE, ROUNDS_WINDOW, Entrance, Rounds, short_cookie
+from authservice.errors import AuthServiceError, IdentityUnusable, LoginNotOurs, Refused, TooManyLogins
 from authservice.gateways import Trust, original_uri
 from authservice.identity import AuthMethod, ClaimRules, Identity, IdentityHeaders, from_claims
-from authservice.judge import parts_of, response
+from authservice.judge import parts_of, response, told_to_log_in
 from authservice.logs import Event, request_id
+from authservice.navigation import is_navigation
 from authservice.oidc.login import Finished, LoginFlow
 from authservice.ops import Readiness, is_ready
 from authservice.pages import Page, Pages
@@ -37,7 +39,8 @@ from authservice.urls import ReturnAddresses
 log = logging.getLogger(__name__)
 
 DOOR_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-NO_STORE = "no-store"
+MOST_LOGINS_AT_ONCE = 10
+"""In one process. Each may wait for the provider, and checks need the rest of the threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,7 @@ class Site:
         self.pages = pages
         self.rules = rules
         self._now = now
+        self._finishing = threading.BoundedSemaphore(MOST_LOGINS_AT_ONCE)
 
     # --- the callback -------------------------------------------------------------------------
 
@@ -95,7 +99,17 @@ class Site:
         if request.method != "GET":
             return self._method_not_allowed("GET")
         query = request.environ.get("QUERY_STRING", "")
-        cookies = read_cookies(request.headers.get("Cookie", ""))
+        if not self._finishing.acquire(blocking=False):
+            # Refused before anything of the login is used up, so that the same address works again.
+            answer = self._refuse_login(TooManyLogins(), query)
+            answer.headers["Refresh"] = "2"
+            return answer
+        try:
+            return self._finish(query, read_cookies(request.headers.get("Cookie", "")))
+        finally:
+            self._finishing.release()
+
+    def _finish(self, query: str, cookies: list[tuple[str, str]]) -> Response:
         try:
             finished = self._flow.finish(query, cookies)
             identity = self._log_in(finished)
@@ -106,7 +120,8 @@ class Site:
             return self._refuse_login(error, query)
         log.info(Event.LOGGED_IN.value, extra={**request_log_fields(), "issuer": identity.issuer})
         answer = self._land(finished.return_to or self.rules.homepage_url)
-        self._drop_cookie(answer, finished.cookie_name)
+        if finished.served_cookie:
+            self._drop_cookie(answer, finished.served_cookie)
         self._keep_cookie(answer, self._rounds.cookie_name, self._rounds.one_more(cookies), ROUNDS_WINDOW)
         return answer
 
@@ -189,12 +204,13 @@ class Site:
         if request.method not in ("GET", "HEAD"):
             return self._method_not_allowed("GET, HEAD")
         parts = parts_of(request.environ)
+        if not is_navigation(request.method, parts.headers):
+            return response(told_to_log_in(self.rules.login_path))
         scheme, host = self._trust.scheme(parts), parts.headers.get("host", "").lower()
         try:
             return_to = self._asked_return_address(parts, scheme, host)
-            origin = f"{scheme}://{host}" if scheme and host else ""
             cookie_header = parts.headers.get("cookie", "")
-            reply = self._entrance.begin(return_to, cookie_header, scheme, origin, Reach.NETWORK)
+            reply = self._entrance.begin(return_to, cookie_header, scheme, host, Reach.NETWORK)
         except AuthServiceError as error:
             return self._refuse_login(error, "")
         log.info(Event.LOGIN_BEGUN.value, extra=request_log_fields())
@@ -205,7 +221,7 @@ class Site:
         if self.rules.origin_header_tells and ("x-original-uri" in headers or "x-original-url" in headers):
             target, told_scheme, told_host = original_uri(headers)
             return self._return_addresses.for_check(scheme or told_scheme, told_host or host, target)
-        asked = parse_qs(request.environ.get("QUERY_STRING", ""), max_num_fields=20).get("rd", [])
+        asked = parse_qs(request.environ.get("QUERY_STRING", "")).get("rd", [])
         # Given twice, nobody can tell which was meant.
         candidate = asked[0] if len(asked) == 1 else ""
         return self._return_addresses.for_parameter(candidate, scheme, host)
@@ -263,7 +279,10 @@ class Site:
         site = request.headers.get("Sec-Fetch-Site")
         if site is not None:
             return site == "same-origin"
-        origin = urlsplit(request.headers.get("Origin", ""))
+        try:
+            origin = urlsplit(request.headers.get("Origin", ""))
+        except ValueError:
+            return False
         parts = parts_of(request.environ)
         scheme = self._trust.scheme(parts)
         host = parts.headers.get("host", "").lower()
@@ -280,7 +299,7 @@ class Site:
         answer = flask.jsonify(body)
         # 201, as the original: behind Envoy a 200 would let the request through to the application.
         answer.status_code = 201
-        answer.headers["Cache-Control"] = NO_STORE
+        answer.headers.update([NO_STORE])
         return answer
 
     def _leave(self, address: str) -> Response:
@@ -295,12 +314,12 @@ class Site:
         """The store did not answer: the session may still be there, so nobody is told otherwise."""
         log.warning(Event.LOGOUT_REFUSED.value, extra={**request_log_fields(), "reason": error.reason})
         answer = Response(error.public, status=error.status, content_type="text/plain; charset=utf-8")
-        answer.headers.update({"Cache-Control": NO_STORE, "Retry-After": "5"})
+        answer.headers.update([NO_STORE, ("Retry-After", "5")])
         return answer
 
     def _logout_refused(self) -> Response:
         log.info(Event.LOGOUT_REFUSED.value, extra=request_log_fields())
-        return Response(status=401, headers={"Cache-Control": NO_STORE, "WWW-Authenticate": "Bearer"})
+        return Response(status=401, headers=[NO_STORE, ("WWW-Authenticate", "Bearer")])
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -329,9 +348,7 @@ class Site:
 
     @staticmethod
     def _redirect(address: str, status: int = 302) -> Response:
-        answer = Response(status=status, headers={"Location": address, "Cache-Control": NO_STORE})
-        answer.autocorrect_location_header = False
-        return answer
+        return response(Reply(status, (("Location", address), NO_STORE)))
 
     def _keep_cookie(self, answer: Response, name: str, value: str, lifetime: timedelta) -> None:
         secure = self._secure(self._trust.scheme(parts_of(request.environ)))
@@ -390,7 +407,7 @@ def _readyz(readiness: Readiness) -> Response:
     report = readiness.report()
     answer = flask.jsonify(report)
     answer.status_code = 200 if is_ready(report) else 503
-    answer.headers["Cache-Control"] = NO_STORE
+    answer.headers.update([NO_STORE])
     return answer
 
 

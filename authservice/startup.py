@@ -21,11 +21,8 @@ from authservice.kubernetes.cluster import MOUNTED, find_cluster
 from authservice.oidc.client import read_private_key
 from authservice.outbound import Http
 from authservice.pages import Pages, TemplateProblems
+from authservice.sessions.sqlite import foreign_content
 from authservice.settings import Settings, load
-
-_BOLT_MAGIC_AT = 16
-_BOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
-_SQLITE_MAGIC = b"SQLite format 3\0"
 
 # A full disk is no reason to stay away: logins fail until there is room, and sessions go on being read.
 _PASSING = (errno.ENOSPC, errno.EDQUOT)
@@ -167,7 +164,7 @@ def _store_problems(settings: Settings) -> Iterator[str]:
             f"SESSION_STORE_PATH: nothing can be written in {folder} by user {os.geteuid()} "
             f"({error.strerror}). Make the folder writable, or name a file in another one."
         )
-    if head is not None and head.startswith(_SQLITE_MAGIC) and not os.access(file, os.R_OK | os.W_OK):
+    if head and not foreign_content(head) and not os.access(file, os.R_OK | os.W_OK):
         yield f"SESSION_STORE_PATH: we may not read and write {file} (we are user {os.geteuid()})."
 
 
@@ -179,11 +176,10 @@ def _store_warnings(settings: Settings) -> Iterator[str]:
         head = _head(file)
     except (OSError, RuntimeError):
         return
-    if head and not head.startswith(_SQLITE_MAGIC):
-        bolt = head[_BOLT_MAGIC_AT:_BOLT_MAGIC_AT + 4] == _BOLT_MAGIC
-        what = "a BoltDB file of the former service" if bolt else "no SQLite file"
+    foreign = foreign_content(head) if head else ""
+    if foreign:
         yield (
-            f"SESSION_STORE_PATH: {file} is {what} and is left untouched; sessions are kept in "
+            f"SESSION_STORE_PATH: {file} is {foreign} and is left untouched; sessions are kept in "
             f"{file.name}.sqlite beside it. People log in once more."
         )
 

@@ -38,7 +38,7 @@ def test_all_well(capsys: pytest.CaptureFixture[str], good: dict[str, str], tmp_
 def test_warnings_do_not_change_the_exit_status(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, text = run(capsys, "check-config", **KUBEFLOW_1_8, SESSION_STORE_PATH=str(tmp_path / "data.db"))
     assert status == 0
-    assert text.startswith("2 warnings:\n\n  - PORT: ") and "AuthService would start." in text
+    assert text.startswith("3 warnings:\n\n  - PORT: ") and "AuthService would start." in text
 
 
 def test_problems_and_warnings_come_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -161,17 +161,55 @@ def test_istio_sends_and_takes_over_what_envoy_does() -> None:
     assert authz["port"] == 8080
 
 
+def istio_checks(rules: list[dict[str, Any]], host: str, path: str) -> bool:
+    """Whether a CUSTOM policy with such rules sends the request to the check: any one rule is enough."""
+
+    def among(value: str, patterns: list[str]) -> bool:
+        return any(value.startswith(p[:-1]) if p.endswith("*") else value == p for p in patterns)
+
+    def matches(operation: dict[str, list[str]]) -> bool:
+        assert set(operation) <= {"hosts", "notHosts", "paths", "notPaths"}
+        return (
+            among(host, operation.get("hosts", ["*"]))
+            and among(path, operation.get("paths", ["*"]))
+            and not among(host, operation.get("notHosts", []))
+            and not among(path, operation.get("notPaths", []))
+        )
+
+    return any(matches(to["operation"]) for rule in rules for to in rule.get("to", [{"operation": {}}]))
+
+
 def test_istio_asks_about_everything_but_the_service_itself() -> None:
     policy, site = documents("istio/authservice.yaml")
     (mesh,) = documents("istio/mesh-config.yaml")
     assert (policy["kind"], policy["spec"]["action"]) == ("AuthorizationPolicy", "CUSTOM")
     assert policy["spec"]["provider"]["name"] == mesh["spec"]["meshConfig"]["extensionProviders"][0]["name"]
-    assert policy["spec"]["rules"] == [{"to": [{"operation": {"notPaths": ["/authservice/*"]}}]}]
-    (route,) = site["spec"]["http"]
+    rules = policy["spec"]["rules"]
     assert site["kind"] == "VirtualService"
-    assert route["match"] == [{"uri": {"prefix": "/authservice/"}}]
-    assert route["route"][0]["destination"]["port"]["number"] == 8082
-    assert set(route["headers"]["request"]["remove"]) == IDENTITY
+    (host,) = site["spec"]["hosts"]
+    for path in ("/", "/app", "/authservice", "/authservices/", "/app/authservice/"):
+        assert istio_checks(rules, host, path), path
+    assert not istio_checks(rules, host, "/authservice/oidc/callback")
+    first, *_ = site["spec"]["http"]
+    assert first["match"] == [{"uri": {"prefix": "/authservice/"}}]
+    assert first["route"][0]["destination"]["port"]["number"] == 8082
+    assert set(first["headers"]["request"]["remove"]) == IDENTITY
+
+
+def test_istio_exempts_nothing_that_another_route_may_get() -> None:
+    """Elsewhere the application would believe the client's own identity headers."""
+    policy, site = documents("istio/authservice.yaml")
+    (host,) = site["spec"]["hosts"]
+    assert "*" not in host
+    for other in ("other.example.com", f"{host}:8443", f"{host}.", f"www.{host}", "10.0.0.1", ""):
+        for path in ("/authservice/", "/authservice/x", "/authservice/..%2Fapp", "/"):
+            assert istio_checks(policy["spec"]["rules"], other, path), (other, path)
+    # What is exempted is what the first route takes, by the same prefix, whatever is behind it.
+    exempted = [path for rule in policy["spec"]["rules"] for to in rule["to"]
+                for path in to["operation"].get("notPaths", [])]
+    first, *others = site["spec"]["http"]
+    assert [match["uri"]["prefix"] + "*" for match in first["match"]] == exempted
+    assert all("match" not in route for route in others)
 
 
 def test_ambassador_sends_and_takes_over_what_envoy_does() -> None:

@@ -167,6 +167,20 @@ class TestVerify:
         )
         assert check.target == "/map/@52.1,4.3"
 
+    @pytest.mark.parametrize("target", ["/a?urls=http://a,http://b", "/a?x=1,/2", "/public/?x,/admin"])
+    def test_s07_a_query_that_looks_like_a_second_copy_is_judged_but_opens_nothing(self, target: str) -> None:
+        check = VerifyDialect(NOBODY, OWN.verify, nginx=True).read(
+            parts(OWN.verify, x_original_uri=target, x_original_method="GET")
+        )
+        assert (check.target, check.path) == (target, None)
+
+    @pytest.mark.parametrize("address", ["http://[x/", "http://", "https:///x", "ftp://x/y"])
+    def test_an_address_that_is_none_is_a_misconfiguration(self, address: str) -> None:
+        with pytest.raises(Misdirected):
+            VerifyDialect(NOBODY, OWN.verify, nginx=True).read(
+                parts(OWN.verify, x_original_url=address, x_original_method="GET")
+            )
+
     def test_named_proxies_are_the_only_ones_believed(self) -> None:
         sent = parts(OWN.verify, peer="192.0.2.1", x_original_uri="/a", x_original_method="GET")
         with pytest.raises(Misdirected):

@@ -307,6 +307,20 @@ class TestTime:
         fake.misbehave("slow_jwks", 0.4)
         assert [http.get(fake.address("jwks")).status for _ in range(4)] == [200] * 4
 
+    def test_a_server_that_stops_reading(self) -> None:
+        def talk(connection: socket.socket, over: threading.Event) -> None:
+            connection.recv(65536)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            over.wait()
+
+        http = Http(timeout=10 * SECOND)
+        with raw_server(talk) as url:
+            http.get(url)
+            began = time.monotonic()
+            with pytest.raises(NoAnswer):
+                http.post(url, b"x" * 30_000_000, timeout=SHORT)
+            assert time.monotonic() - began < 3
+
     def test_a_tls_handshake_that_never_ends(self) -> None:
         with raw_server(send_slowly(b"", 1)) as url:
             began = time.monotonic()

@@ -11,7 +11,8 @@ from authservice.authz.groups import GroupsAuthorizer
 from authservice.check import Allow, CheckRequest, Deny, Login, NeedsIO, Reach
 from authservice.errors import IdentityUnusable, NotReady, Reason, Refused, StoreDown
 from authservice.identity import AuthMethod, Identity, IdentityHeaders, Transformers, VerifiedClaims
-from authservice.pipeline import INVALID_TOKEN, Pipeline, is_navigation, is_preflight
+from authservice.navigation import is_navigation
+from authservice.pipeline import INVALID_TOKEN, Pipeline, is_preflight
 from authservice.urls import PathPrefixes, ReturnAddresses, canonical_path
 
 IDENTITY_NAMES = {"kubeflow-userid", "kubeflow-groups", "auth-method"}
@@ -49,6 +50,10 @@ class Refuses:
         return Refusal(Reason.GROUPS, "No.", ("needed",))
 
 
+def navigates(check: CheckRequest) -> bool:
+    return is_navigation(check.method, check.headers)
+
+
 def always_ready(reach: Reach) -> None:
     return None
 
@@ -61,7 +66,7 @@ def pipeline(*authenticators: Answers, **changes: object) -> Pipeline:
         "authorizers": (GroupsAuthorizer(["*"]),),
         "headers": IdentityHeaders("kubeflow-userid", "kubeflow-groups", "Auth-Method"),
         "ready": always_ready,
-        "redirects": is_navigation,
+        "redirects": navigates,
         "return_addresses": ReturnAddresses("https", "app.example", (), default="/home"),
         **changes,
     }
@@ -183,6 +188,8 @@ class TestNavigation:
             {"accept": "application/json;q=0.9"},
             {"accept": "application/problem+json, application/json"},
             {"accept": "text/event-stream"},
+            {"authorization": "Bearer of-somebody-else"},
+            {"authorization": "bearer of-somebody-else"},
             {"upgrade": "websocket", "connection": "Upgrade"},
             {"upgrade": "WebSocket"},
             {"sec_websocket_key": "dGhlIHNhbXBsZSBub25jZQ=="},
@@ -197,8 +204,8 @@ class TestNavigation:
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "PROPFIND"])
     def test_s30_other_methods_are_redirected_only_when_the_browser_navigates(self, method: str) -> None:
-        assert not is_navigation(check(method=method))
-        assert is_navigation(check(method=method, sec_fetch_mode="navigate"))
+        assert not navigates(check(method=method))
+        assert navigates(check(method=method, sec_fetch_mode="navigate"))
 
     @pytest.mark.parametrize(
         "headers",
@@ -208,12 +215,13 @@ class TestNavigation:
             {"accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"},
             {"sec_fetch_mode": "navigate", "sec_fetch_dest": "document"},
             {"sec_fetch_mode": "navigate", "sec_fetch_dest": "iframe"},
-            {"authorization": "Bearer of-somebody-else"},
+            {"authorization": "Bearer of-an-extension", "sec_fetch_mode": "navigate"},
+            {"authorization": "Basic YTpi"},
         ],
         ids=lambda headers: "-".join(headers)[:40] or "no_sign_at_all",
     )
     def test_g03_get_and_head_without_a_sign_are_pages(self, headers: dict[str, str]) -> None:
-        assert is_navigation(check(**headers)) and is_navigation(check(method="HEAD", **headers))
+        assert navigates(check(**headers)) and navigates(check(method="HEAD", **headers))
 
 
 class TestPreflight:

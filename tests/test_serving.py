@@ -128,6 +128,18 @@ def test_nothing_that_a_client_sends_changes_scheme_path_or_peer(serve: Callable
     assert answer.startswith(b"HTTP/1.1 302 ") and b"Secure" not in answer
 
 
+def test_connections_that_stop_in_mid_head_keep_nobody_waiting_for_ever(serve: Callable[..., Served]) -> None:
+    served = serve(WEB_CONCURRENCY="1")
+    idle = [socket.create_connection(("127.0.0.1", served.judge), timeout=LIMIT) for _ in range(20)]
+    try:
+        for connection in idle:
+            connection.sendall(b"GET / HT")
+        assert served.get("/healthz", served.site).ok, "answered within the time limit of this request"
+    finally:
+        for connection in idle:
+            connection.close()
+
+
 def worker_pids(served: Served) -> set[int]:
     tasks = Path(f"/proc/{served.process.pid}/task/{served.process.pid}/children")
     if not tasks.exists():

@@ -216,6 +216,31 @@ def test_a_silent_server_costs_a_bounded_time_and_comes_back(tmp_path: Path) -> 
         assert entry is not None and entry.value == b"value"  # and no answer of an earlier question
 
 
+def test_a_silent_server_holds_no_thread_again_and_again(tmp_path: Path) -> None:
+    clock = Clock()
+    with running_redis(any_redis(), tmp_path) as server:
+        store = RedisStore(server.address, now=clock)
+        store.save("key", b"value", clock() + MINUTE)
+        server.pause()
+
+        def seconds_held() -> float:
+            began = time.monotonic()
+            with pytest.raises(StoreDown):
+                store.load("garbage")
+            return time.monotonic() - began
+
+        assert seconds_held() > 0.5
+        assert sum(seconds_held() for _ in range(20)) < 0.5
+        for call in every_call(store, clock):
+            with pytest.raises(StoreDown):
+                call()
+        # One caller in a while finds out whether it is back; those beside it are not kept.
+        assert until(lambda: at_once(8, lambda _: seconds_held() > 0.5)) == 1
+        server.resume()
+        until(lambda: answers(store), 5)
+        assert store.load("key") is not None
+
+
 def answers(store: RedisStore) -> bool:
     try:
         store.ping()

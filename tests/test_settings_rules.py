@@ -54,6 +54,13 @@ def test_a_short_client_secret_is_a_weak_key() -> None:
     assert warnings(CLIENT_SECRET="secret", SECRET_KEY="k" * 16) == ()
 
 
+@pytest.mark.parametrize("known", ["pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok", "ZXhhbXBsZS1hcHAtc2VjcmV0"])
+def test_a_client_secret_out_of_public_examples_is_a_weak_key(known: str) -> None:
+    (line,) = warnings(CLIENT_SECRET=known)
+    assert line.startswith("CLIENT_SECRET: an example") and "SECRET_KEY" in line and known not in line
+    assert warnings(CLIENT_SECRET=known, SECRET_KEY="k" * 16) == ()
+
+
 @pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL], ids=str)
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 def test_real_private_keys_are_taken(form: PrivateFormat, ending: str) -> None:
@@ -86,7 +93,23 @@ def test_private_key_jwt_needs_a_private_key() -> None:
         ({"USERID_HEADER": "Host"}, "USERID_HEADER"),
         ({"GROUPS_HEADER": "set-cookie"}, "GROUPS_HEADER"),
         ({"USERID_HEADER": "x-envoy-auth-headers-to-remove"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "X-Forwarded-Host"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "x_forwarded_for"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "X-Original-URI"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "X-Envoy-Original-Path"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "X-Request-Id"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "X-Real-IP"}, "USERID_HEADER"),
+        ({"USERID_HEADER": "User-Agent"}, "USERID_HEADER"),
+        ({"GROUPS_HEADER": "Forwarded"}, "GROUPS_HEADER"),
+        ({"GROUPS_HEADER": "Sec-Fetch-Mode"}, "GROUPS_HEADER"),
+        ({"AUTH_METHOD_HEADER": "Origin"}, "AUTH_METHOD_HEADER"),
+        ({"AUTH_METHOD_HEADER": "X-Requested-With"}, "AUTH_METHOD_HEADER"),
         ({"REDIRECT_URL": "/authservice/logout"}, "REDIRECT_URL"),
+        ({"REDIRECT_URL": "/authservice/site/homepage"}, "REDIRECT_URL"),
+        ({"REDIRECT_URL": "https://h.example/authservice/site/themes/cb"}, "REDIRECT_URL"),
+        ({"REDIRECT_URL": "/authservice/site"}, "REDIRECT_URL"),
+        ({"REDIRECT_URL": "/site/after_logout"}, "REDIRECT_URL"),
+        ({"VERIFY_AUTH_URL": "/authservice/site"}, "VERIFY_AUTH_URL"),
         ({"REDIRECT_URL": "https://h.example/authservice/"}, "REDIRECT_URL"),
         ({"REDIRECT_URL": "/authservice/verify"}, "REDIRECT_URL"),
         ({"REDIRECT_URL": "/authservice/verify/cb"}, "REDIRECT_URL"),
@@ -95,6 +118,16 @@ def test_private_key_jwt_needs_a_private_key() -> None:
         ({"CHECK_PATH_PREFIX": "/authservice"}, "CHECK_PATH_PREFIX"),
         ({"CHECK_PATH_PREFIX": "/login/", "REDIRECT_URL": "/login/oidc"}, "CHECK_PATH_PREFIX"),
         ({"CHECK_PATH_PREFIX": "/verify", "VERIFY_AUTH_URL": "/verify"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/verify"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/verify/"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/verify/check"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/v/check", "VERIFY_AUTH_URL": "/v"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/cb/check", "REDIRECT_URL": "/cb"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/login"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/logout/x"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/forward-auth"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/authservice/site/x"}, "CHECK_PATH_PREFIX"),
+        ({"CHECK_PATH_PREFIX": "/healthz"}, "CHECK_PATH_PREFIX"),
         ({"SESSION_COOKIE_NAME": "__Host-session", "SESSION_COOKIE_SECURE": "false"}, "SESSION_COOKIE_NAME"),
         ({"SESSION_COOKIE_NAME": "__host-session"}, "SESSION_COOKIE_NAME"),
         ({"SESSION_COOKIE_NAME": "__Secure-s", "REDIRECT_URL": "http://h.example/cb"}, "SESSION_COOKIE_NAME"),
@@ -148,7 +181,11 @@ def test_settings_that_contradict_each_other(environ: dict[str, str], name: str)
         {"SESSION_COOKIE_DOMAIN": "example.com", "REDIRECT_URL": "https://app.example.com:8443/cb"},
         {"GROUPS_HEADER": "", "AUTH_METHOD_HEADER": ""},
         {"REDIRECT_URL": "/login/oidc"},
+        {"REDIRECT_URL": "/authservice/sites/callback"},
+        {"AUTHSERVICE_URL_PREFIX": "/site/"},
+        {"USERID_HEADER": "X-Auth-Request-User", "GROUPS_HEADER": "Remote-Groups"},
         {"CHECK_PATH_PREFIX": "/authservice/check"},
+        {"CHECK_PATH_PREFIX": "/authservice/verifying"},
         {"CHECK_PATH_PREFIX": "/log", "REDIRECT_URL": "/login/oidc"},
         {"KUBERNETES_AUTHN_ENABLED": "false", "CACHE_ENABLED": "false", "IDTOKEN_AUTHN_ENABLED": "false"},
         {"VERIFY_AUTH_URL": "/verify"},
@@ -327,7 +364,7 @@ def test_kubeflows_own_configuration_starts() -> None:
     assert settings.oidc_auth_url == "/dex/auth"
     assert settings.after_logout_url == "/"
     assert settings.outside_scheme is None
-    assert [line.partition(":")[0] for line in settings.warnings] == ["PORT", "STORE_PATH"]
+    assert [line.partition(":")[0] for line in settings.warnings] == ["PORT", "STORE_PATH", "CLIENT_SECRET"]
 
 
 def test_the_originals_end_to_end_configuration_starts() -> None:
@@ -343,6 +380,7 @@ def test_the_originals_end_to_end_configuration_starts() -> None:
             "USERID_CLAIM": "email",
             "CLIENT_ID": "authservice",
             "CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok",
+            "SECRET_KEY": "k" * 16,
         }
     )
     assert settings.strict_session_validation and settings.groups_allowlist[-1] == "system:serviceaccounts"
@@ -417,3 +455,8 @@ def test_every_setting_wrong_at_once_is_told_at_once() -> None:
     assert found.settings is None
     # An empty path is wrong only for one of the stores, and which one is meant cannot be read here.
     assert told == wrong.keys() - {"SESSION_STORE_PATH"} | {"CLIENT_ID", "CLIENT_SECRET"}
+
+
+@pytest.mark.parametrize("name", ["X-Forwarded-User", "X-Forwarded-Email", "X-Auth-Request-User", "Remote-User"])
+def test_headers_by_which_others_name_the_person_may_be_ours(name: str) -> None:
+    assert examine({**REQUIRED, "USERID_HEADER": name}).problems == ()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
 
 from authservice.errors import SettingsError
 from authservice.settings.table import ROWS
+from authservice.site import MOST_LOGINS_AT_ONCE
 from tests.conftest import Answer, Browser, Clock, ask, path_of
 from tests.waiting import until
 
@@ -173,7 +175,25 @@ class TestCallback:
         callback = browser.begin(target)
         browser.begin("/another")
         assert max(len(name) + len(value) for name, value in browser.jar.items()) < 4096
+        other = browser.begin("/short")
+        assert path_of(browser.get(other).header("Location")) == "/short"
         assert path_of(browser.get(callback).header("Location")) == target
+        assert not browser.pending, "nothing needs the cookie any more"
+
+    def test_p05_a_provider_that_hangs_does_not_take_every_thread(
+        self, browser: Browser, make_browser: Callable[..., Browser]
+    ) -> None:
+        browser.provider.misbehave("slow_token", 3)
+        strangers = [make_browser(browser.app) for _ in range(MOST_LOGINS_AT_ONCE + 1)]
+        callbacks = [stranger.begin() for stranger in strangers]
+        with ThreadPoolExecutor(len(strangers)) as pool:
+            waiting = [pool.submit(s.get, c) for s, c in zip(strangers[:-1], callbacks[:-1], strict=True)]
+            until(lambda: len(browser.provider.calls("token")) == MOST_LOGINS_AT_ONCE)
+            answer = strangers[-1].get(callbacks[-1])
+            assert (answer.status, answer.header("Refresh")) == (503, "2") and answer.header("Retry-After")
+            browser.provider.behave()
+            assert {future.result().status for future in waiting} == {302}
+        assert strangers[-1].get(callbacks[-1]).status == 302, "nothing was used up"
 
     def test_f18_a_login_over_another_persons_session_replaces_it(self, browser: Browser) -> None:
         browser.log_in()
@@ -333,6 +353,18 @@ class TestLogin:
     def test_other_methods_are_405(self, browser: Browser) -> None:
         assert browser.send("POST", "/authservice/login").status == 405
 
+    @pytest.mark.parametrize(
+        "headers", [{"Sec_Fetch_Dest": "image"}, {"Sec_Fetch_Mode": "cors"}, {"X_Requested_With": "XMLHttpRequest"}]
+    )
+    @BOTH_PORTS
+    def test_f21_what_opens_no_page_begins_no_login(self, browser: Browser, headers: dict[str, str], port: int) -> None:
+        answer = browser.get("/authservice/login", port=port, **headers)
+        assert answer.status == 401 and not answer.all("Set-Cookie")
+        assert answer.json["login_url"] == "/authservice/login"
+
+    def test_k07_many_parameters_are_no_error(self, browser: Browser) -> None:
+        assert browser.get("/authservice/login?" + "&".join(f"a{n}=b" for n in range(1500))).status == 302
+
     def test_after_login_url_takes_the_page_as_next(self, make_browser: Callable[..., Browser]) -> None:
         browser = make_browser(AFTER_LOGIN_URL="/welcome?a=1")
         assert path_of(browser.log_in("/x?y=1").header("Location")) == "/welcome?a=1&next=%2Fx%3Fy%3D1"
@@ -431,6 +463,11 @@ class TestLogout:
         assert answer.json["afterLogoutURL"] == "/authservice/site/after_logout"
         assert browser.session is None
 
+    @pytest.mark.parametrize("origin", ["http://[x", "://", "x" * 9000])
+    def test_an_origin_that_is_none_proves_nothing(self, browser: Browser, origin: str) -> None:
+        browser.log_in()
+        assert browser.send("POST", "/authservice/logout", Origin=origin).status == 401
+
     def test_only_the_bearers_session_ends(self, browser: Browser, make_browser: Callable[..., Browser]) -> None:
         browser.log_in()
         other = make_browser(browser.app)
@@ -438,6 +475,7 @@ class TestLogout:
         answer = browser.send("POST", "/authservice/logout", Authorization=f"Bearer {other.session}")
         assert answer.status == 201
         assert other.get("/").status == 302
+        assert browser.session and browser.get("/").status == 200
 
 
 class TestPages:

@@ -12,6 +12,7 @@ import trustme
 
 from authservice import startup
 from authservice.errors import SettingsError
+from authservice.sessions.sqlite import foreign_content
 from authservice.settings import Settings, load
 from tests.test_settings import REQUIRED
 
@@ -114,6 +115,13 @@ def test_a_session_file_of_ours_is_nothing_to_speak_of(tmp_path: Path) -> None:
     connection.close()
     fine = settings(tmp_path)
     assert startup.problems(fine) == startup.warnings(fine) == ()
+
+
+def test_start_and_store_read_a_file_alike() -> None:
+    assert foreign_content(b"SQLite format 3\0" + bytes(48)) == ""
+    assert foreign_content(BOLT[:64]) == "a BoltDB file of the former service"
+    for head in (b"", b"SQLite format 3", bytes(64), BOLT[1:65]):
+        assert foreign_content(head) == "not an SQLite file"
 
 
 def test_the_file_is_not_looked_at_for_redis(tmp_path: Path) -> None:

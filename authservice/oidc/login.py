@@ -52,8 +52,8 @@ class Begun:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A login that holds. ``claims`` are those of ID token and userinfo, merged; ``id_token`` is
-    kept byte for byte; ``return_to`` is empty for the default page; the cookie of ``cookie_name``
-    has served. Times are aware; what the provider did not give is empty or ``None``."""
+    kept byte for byte; ``return_to`` is empty for the default page; the cookie named
+    ``served_cookie`` can go (``None``: another login still needs it). Times are aware; what the provider did not give is empty or ``None``."""
 
     claims: VerifiedClaims
     id_token: str = field(repr=False)
@@ -62,7 +62,7 @@ class Finished:
     access_token_expires: datetime | None
     provider_sid: str
     return_to: str
-    cookie_name: str
+    served_cookie: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +186,7 @@ class LoginFlow:
             access_token_expires=tokens.access_token_expires,
             provider_sid=sid if isinstance(sid, str) else "",
             return_to=pending.return_to,
-            cookie_name=self._logins.cookie_name(pending),
+            served_cookie=None if pending.keeps_others else self._logins.cookie_name(pending),
         )
 
 

@@ -95,6 +95,11 @@ class Pending:
         return self.browser.derive(f"verifier {self.state.id}")
 
     @property
+    def keeps_others(self) -> bool:
+        """Whether the cookie also holds the return address of another login."""
+        return any(identifier != self.state.id for identifier, _ in self.browser.kept)
+
+    @property
     def return_to(self) -> str:
         """The address to come back to; empty for the default page."""
         return self.state.return_to or dict(self.browser.kept).get(self.state.id, "")

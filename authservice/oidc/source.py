@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 
 METADATA_LIFETIME = timedelta(hours=1)
 COOL_DOWN = timedelta(seconds=1)
+PATIENCE = timedelta(seconds=1)
+"""How old a fetch may be while others wait for it."""
+
 ON_DEMAND_TIMEOUT = timedelta(seconds=5)
 KEY_FETCH_BURST = 3
 KEY_FETCH_PAUSE = timedelta(seconds=10)
@@ -81,6 +85,8 @@ class IssuerSource(ABC, Generic[D]):
         self._fetching = threading.Lock()
         # Fetches that came to an end: who waited for one takes its result and does not fetch again.
         self._finished = 0
+        # By the monotonic clock, which is also the one that waiting goes by; None between attempts.
+        self._began: float | None = None
         self._last_attempt: datetime | None = None
         self._pause = COOL_DOWN
         self._pid = os.getpid()
@@ -120,6 +126,7 @@ class IssuerSource(ABC, Generic[D]):
                 if self._finished == finished and self._known is known and self._budget.take():
                     self._fetch_keys(known)
                     self._finished += 1
+        self._began = None
             finally:
                 lock.release()
         known = self._known
@@ -148,9 +155,13 @@ class IssuerSource(ABC, Generic[D]):
         return self._fetching
 
     def _fetch_on_demand(self, known: Known[D] | None) -> Known[D]:
-        """One caller asks; others wait a moment for it, or go on with what is known."""
+        """One caller asks; others wait a moment for it, or go on with what is known.
+
+        However many callers there are, and whenever they come: a fetch that hangs keeps them for
+        its first second only, and after that no thread but its own.
+        """
         lock, finished = self._lock(), self._finished
-        if not self._cooling() and lock.acquire(timeout=0 if known else 1):
+        if not self._cooling() and lock.acquire(timeout=0 if known else self._patience()):
             try:
                 if self._finished == finished and self._known is known:
                     self._attempt(min(ON_DEMAND_TIMEOUT, self._http.timeout))
@@ -160,8 +171,15 @@ class IssuerSource(ABC, Generic[D]):
             raise self._not_ready()
         return self._known
 
+    def _patience(self) -> float:
+        """Seconds that are left of the first second of the fetch under way."""
+        began = self._began
+        age = 0.0 if began is None else time.monotonic() - began
+        return max(0.0, PATIENCE.total_seconds() - age)
+
     def _attempt(self, timeout: timedelta | None) -> None:
         """Fetches description and keys, and notes how it went. Needs the lock."""
+        self._began = time.monotonic()
         began = self._now()
         try:
             description = self._fetch_description(timeout)

@@ -127,7 +127,8 @@ class _MeteredResponse(http.client.HTTPResponse):
 
 
 class _Limited:
-    """Mixed into urllib3's connections: connect, send and receive within the current exchange."""
+    """Mixed into urllib3's connections: connect and receive within the current exchange. Sending
+    needs nothing: urllib3 gives a whole request the time-out of the call."""
 
     response_class = _MeteredResponse
 
@@ -138,12 +139,6 @@ class _Limited:
             raise ConnectTimeoutError(self, "no connection in time") from error  # type: ignore[arg-type]
         except OSError as error:
             raise NewConnectionError(self, "no connection") from error  # type: ignore[arg-type]
-
-    def request(self, *args: Any, **kwargs: Any) -> None:
-        remaining = _current.get().remaining()
-        if self.sock is not None:  # type: ignore[attr-defined]
-            self.sock.settimeout(remaining)  # type: ignore[attr-defined]
-        super().request(*args, **kwargs)  # type: ignore[misc]
 
 
 class _Connection(_Limited, HTTPConnection):

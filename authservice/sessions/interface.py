@@ -68,7 +68,8 @@ class BrowserSession(SessionMixin):
         With ``bearer`` that secret's session is ended, and the cookies' are not."""
         ended = self._end_all() if bearer is None else self._sessions.end(bearer)
         self._record, self._asked = None, True
-        self.issued, self.dropped = None, True
+        # Another session's cookie stays: only its own browser may lose it.
+        self.issued, self.dropped = None, bearer is None or not self._secrets or bearer in self._secrets
         return ended
 
     def _end_all(self) -> Session | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import secrets
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -26,6 +28,9 @@ KEY_PREFIX = "authservice:"
 
 TIMEOUT = timedelta(seconds=1)
 """For connecting, and again for each answer: a dead server costs a call at most about twice that."""
+
+REST = timedelta(seconds=1)
+"""How long a server that did not answer in time is not asked again."""
 
 _DEFAULT_PORT = 6379
 _PROBE_LIFETIME_MS = 60_000
@@ -66,7 +71,8 @@ return 1
 
 class RedisStore:
     """The `Store` contract over one server. Every failure of it is `errors.StoreDown`, and it is
-    used again as soon as it answers; nothing connects before the first call."""
+    used again as soon as it answers, or about a second later when it was silent; nothing connects
+    before the first call."""
 
     notices: tuple[str, ...] = ()
 
@@ -108,6 +114,7 @@ class RedisStore:
             raise ValueError("an option in the URL is not known") from error
         self._prefix = prefix
         self._now = now
+        self._breaker = _Breaker()
 
     def load(self, key: str) -> Entry | None:
         with self._answers():
@@ -156,10 +163,52 @@ class RedisStore:
     @contextmanager
     def _answers(self) -> Iterator[None]:
         """Only the error's class is told on: the text may come from the server."""
+        if not self._breaker.lets_through():
+            raise StoreDown(f"session store {self._where}: did not answer in time a moment ago")
         try:
             yield
-        except (redis.RedisError, OSError, UnicodeError) as error:
+        except (redis.TimeoutError, TimeoutError) as error:
+            self._breaker.trip()
             raise StoreDown(f"session store {self._where}: {type(error).__name__}") from error
+        except (redis.RedisError, OSError, UnicodeError) as error:
+            self._breaker.reset()
+            raise StoreDown(f"session store {self._where}: {type(error).__name__}") from error
+        self._breaker.reset()
+
+
+class _Breaker:
+    """Keeps a server that hangs from holding every thread of this process for the whole time-out.
+
+    After a time-out nobody is let through for `REST`, and then one caller, whose luck decides;
+    a server that fails at once needs none of this.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until: float | None = None
+
+    def lets_through(self) -> bool:
+        """Whether this caller may ask. The first one after the rest may, and has as long as one call
+        can take: were its thread to die, another one would follow."""
+        if self._until is None:
+            return True
+        with self._lock:
+            now = time.monotonic()
+            if self._until is None:
+                return True
+            if now < self._until:
+                return False
+            self._until = now + 2 * TIMEOUT.total_seconds() + REST.total_seconds()
+            return True
+
+    def trip(self) -> None:
+        with self._lock:
+            self._until = time.monotonic() + REST.total_seconds()
+
+    def reset(self) -> None:
+        if self._until is not None:
+            with self._lock:
+                self._until = None
 
 
 def _parse(address: str) -> tuple[str, str]:

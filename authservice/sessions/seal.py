@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import hmac
 import secrets as randomness
@@ -18,7 +19,8 @@ from collections.abc import Sequence
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 MAX_SEALED = 16384
 """Characters; anything longer is not opened, so nobody makes us decrypt megabytes."""
@@ -34,13 +36,21 @@ _TAG = 16
 _HEADER = 1 + _KEY_ID
 
 
+@functools.lru_cache(maxsize=8)
+def _root_key(secret: bytes) -> bytes:
+    """Slow on purpose (about 0.1 s and 32 MiB, RFC 7914), so once in a process for each secret.
+    Everybody who begins a login gets a sealed value, with which guesses of the secret can be tried
+    elsewhere, and the secret may be one that a person thought up."""
+    return Scrypt(salt=b"authservice keyring", length=32, n=2**15, r=8, p=1).derive(secret)
+
+
 class _ServiceKey:
     """One secret's root key and the short public name of it."""
 
     __slots__ = ("key_id", "_root")
 
     def __init__(self, secret: bytes) -> None:
-        self._root = HKDF(SHA256(), 32, salt=b"authservice keyring", info=b"root key").derive(secret)
+        self._root = _root_key(secret)
         self.key_id = HKDFExpand(SHA256(), _KEY_ID, info=b"key id").derive(self._root)
 
     def cipher(self, purpose: bytes, salt: bytes) -> AESGCM:
@@ -55,7 +65,8 @@ class Keyring:
 
     A sealed value is base64url (RFC 4648 §5, no padding) of: version (1 byte), key id (4), salt
     (12), nonce (12), AES-256-GCM ciphertext and tag (NIST SP 800-38D). Version, key id and
-    purpose are authenticated with it, and the purpose is part of the key (HKDF, RFC 5869).
+    purpose are authenticated with it, and the purpose is part of the key (HKDF, RFC 5869), whose
+    root comes from the secret by scrypt.
     """
 
     def __init__(self, secrets: Sequence[bytes]) -> None:

@@ -35,7 +35,7 @@ _APPLICATION_ID = int.from_bytes(b"AuSv", "big")
 _SCHEMA_VERSION = 1
 _SMALLEST_DATABASE = 512
 _SQLITE_MAGIC = b"SQLite format 3\0"
-_BOLT_MAGIC = bytes.fromhex("edda0ced")
+_BOLT_MAGIC = (0xED0CDAED).to_bytes(4, "little")
 _BOLT_MAGIC_AT = 16
 
 _FAILURES = (sqlite3.Error, OSError, RuntimeError, ValueError, OverflowError)
@@ -311,6 +311,14 @@ def _alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def foreign_content(head: bytes) -> str:
+    """What a file is that begins with these (at least 64) bytes; empty for an SQLite database."""
+    if head.startswith(_SQLITE_MAGIC):
+        return ""
+    bolt = head[_BOLT_MAGIC_AT : _BOLT_MAGIC_AT + 4] == _BOLT_MAGIC
+    return "a BoltDB file of the former service" if bolt else "not an SQLite file"
+
+
 def _foreign(file: Path) -> str:
     """What the file is, when it is not ours to use; empty when it is, or is not there.
 
@@ -334,10 +342,10 @@ def _foreign(file: Path) -> str:
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     except sqlite3.DatabaseError as error:
         head = b"" if isinstance(error, sqlite3.OperationalError) else file.read_bytes()[:64]
-        if not head or head.startswith(_SQLITE_MAGIC):
+        foreign = foreign_content(head) if head else ""
+        if not foreign:
             raise
-        bolt = head[_BOLT_MAGIC_AT : _BOLT_MAGIC_AT + 4] == _BOLT_MAGIC
-        return "a BoltDB file of the former service" if bolt else "not an SQLite file"
+        return foreign
     return "" if owner == _APPLICATION_ID or (owner == 0 and tables == 0) else "another program's SQLite file"
 
 

@@ -34,11 +34,17 @@ def ports_differ(server_port: int, web_server_port: int, readiness_probe_port: i
         seen.setdefault(port, name)
 
 
-_FRAMING = frozenset({
-    "connection", "content-encoding", "content-length", "content-type", "cookie", "date", "expect", "host",
-    "keep-alive", "location", "proxy-authenticate", "proxy-authorization", "set-cookie", "te", "trailer",
-    "transfer-encoding", "upgrade", "www-authenticate", "x-envoy-auth-headers-to-remove",
-})
+_TAKEN = re.compile(
+    # What frames a message, or what browsers and applications decide by.
+    r"accept(-.*)?|access-control-.*|cache-control|connection|content-.*|cookie|date|expect|host|if-.*|"
+    r"keep-alive|location|origin|proxy-.*|range|referer|sec-.*|set-cookie|te|trailer|transfer-encoding|"
+    r"upgrade|user-agent|www-authenticate|x-http-method.*|x-method-override|x-requested-with|"
+    # What proxies tell each other about the request, and we believe of those that are trusted.
+    r"cf-connecting-ip|forwarded|true-client-ip|via|x-client-ip|x-cluster-client-ip|x-envoy-.*|"
+    # Some tell applications about the person (X-Forwarded-User): those are free to be ours.
+    r"x-forwarded|x-forwarded-(?!(?:user|email|groups|preferred-username)$).*|x-original-.*|x-real-ip|"
+    r"x-request-id|x-rewrite-url|x-scheme"
+)
 
 
 def headers_differ(
@@ -55,7 +61,7 @@ def headers_differ(
     for name, header in told.items():
         if not header:
             continue
-        if _folded(header) in _FRAMING:
+        if _TAKEN.fullmatch(_folded(header)):
             yield f"{name}: {header} already means something in HTTP. Takes a header of its own."
         if _folded(header) in seen:
             yield f"{name}: {header} is also {seen[_folded(header)]}. Takes a header of its own."
@@ -75,15 +81,23 @@ def routes_differ(authservice_url_prefix: str, redirect_url: str, verify_auth_ur
         "/healthz": "the health check",
         "/readyz": "the readiness check",
     }
+    # They answer without the prefix too.
+    pages = (join_path(prefix, "site"), "/site/homepage", "/site/after_logout", "/site/themes")
     for name, address in {"VERIFY_AUTH_URL": verify_auth_url, "REDIRECT_URL": redirect_url}.items():
         path = path_of(address)
         if path in taken or path == prefix:
             owner = taken.get(path, "our own pages")
             yield f"{name}: {path} is the path of {owner}. Takes a path of its own."
+        elif any(_at_or_below(path, page) for page in pages):
+            yield f"{name}: {path} is where our own pages are. Takes a path of its own."
         taken.setdefault(path, name)
     callback, verify = path_of(redirect_url), path_of(verify_auth_url)
     if callback.startswith(f"{verify}/"):
         yield f"REDIRECT_URL: {callback} is below {verify}, where gateways ask. Takes a path elsewhere."
+
+
+def _at_or_below(path: str, folder: str) -> bool:
+    return f"{path}/".startswith(f"{folder}/")
 
 
 def a_key_for_logins(client_secret: Secret, client_private_key: Secret, secret_key: Secret) -> Lines:
@@ -171,17 +185,33 @@ def the_store_has_a_place(
 def check_prefix_is_not_ours(
     check_path_prefix: str, authservice_url_prefix: str, redirect_url: str, verify_auth_url: str
 ) -> Lines:
-    """With a prefix above one of our own paths, a check could not be told from a visit to that path."""
+    """With a prefix above, at or below one of our own paths, a check could not be told from a visit to
+    that path; below AUTHSERVICE_URL_PREFIX itself there is room."""
+    if not check_path_prefix:
+        return
+    check, prefix = check_path_prefix.rstrip("/"), path_of(authservice_url_prefix)
     ours = {
-        "AUTHSERVICE_URL_PREFIX": authservice_url_prefix,
-        "REDIRECT_URL": redirect_url,
-        "VERIFY_AUTH_URL": verify_auth_url,
+        "REDIRECT_URL": path_of(redirect_url),
+        "VERIFY_AUTH_URL": path_of(verify_auth_url),
+        "the login": join_path(prefix, "login"),
+        "the logout": join_path(prefix, "logout"),
+        "forward-auth": join_path(prefix, "forward-auth"),
+        "our own pages": join_path(prefix, "site"),
+        "the health check": "/healthz",
+        "the readiness check": "/readyz",
     }
-    above = check_path_prefix.rstrip("/") + "/"
-    for name, address in ours.items():
-        if check_path_prefix and (path_of(address) + "/").startswith(above):
+    above = {"AUTHSERVICE_URL_PREFIX": prefix, **ours}
+    for name, path in above.items():
+        if _at_or_below(path, check):
             yield (
-                f"CHECK_PATH_PREFIX: {check_path_prefix} is the beginning of {path_of(address)} ({name}). "
+                f"CHECK_PATH_PREFIX: {check_path_prefix} is the beginning of {path} ({name}). "
+                "Takes a path that nothing else has."
+            )
+            return
+    for name, path in ours.items():
+        if _at_or_below(check, path):
+            yield (
+                f"CHECK_PATH_PREFIX: {check_path_prefix} is below {path} ({name}). "
                 "Takes a path that nothing else has."
             )
             return
@@ -284,12 +314,28 @@ def stray_line_breaks(client_id: str, client_secret: Secret, session_store_redis
             yield f"{name}: begins or ends with a blank or line break, which is taken as part of it."
 
 
+_PUBLISHED = frozenset({
+    "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok",  # Kubeflow's manifests
+    "ZXhhbXBsZS1hcHAtc2VjcmV0",  # Dex's example
+})
+
+
 def guessable_key(client_secret: Secret, secret_key: Secret) -> Lines:
-    if not secret_key and 0 < len(client_secret.reveal()) < 16:
-        yield (
-            "CLIENT_SECRET: shorter than 16 characters, and the key of logins is derived from it. Set "
-            "SECRET_KEY to at least 16 random characters, the same on all replicas."
-        )
+    """Whoever begins a login gets a value sealed under this key, and can try guesses on it unseen."""
+    secret = client_secret.reveal()
+    if secret_key or not secret:
+        return
+    if secret in _PUBLISHED:
+        weakness = "an example that everybody can look up"
+    elif len(secret) < 16:
+        weakness = "shorter than 16 characters"
+    else:
+        return
+    yield (
+        f"CLIENT_SECRET: {weakness}, and the key of logins is derived from it: strangers can try guesses on "
+        "the cookie of a login that they began, and who finds it forges such cookies. Set SECRET_KEY to at "
+        "least 16 random characters, the same on all replicas."
+    )
 
 
 def two_hosts(redirect_url: str, authservice_url_prefix: str) -> Lines:
