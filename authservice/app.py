@@ -281,7 +281,13 @@ def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now
     settings = startup.checked(environ)
     logs.configure(settings.log_level, known_secrets(settings))
     service = build(settings, now)
-    for note in (*settings.warnings, *service.site.pages.warnings, *service.store.notices):
+    notes = (
+        *settings.warnings,
+        *startup.kubernetes_warnings(settings),
+        *service.site.pages.warnings,
+        *service.store.notices,
+    )
+    for note in notes:
         log.warning(Event.SETTING_NOTE.value, extra={"note": note})
     ports = {str(settings.server_port): JUDGE, str(settings.web_server_port): SITE}
     if settings.readiness_probe_port:

@@ -55,7 +55,7 @@ def problems(settings: Settings) -> tuple[str, ...]:
 
 def warnings(settings: Settings) -> tuple[str, ...]:
     """What is odd but no reason not to start."""
-    return (*_kubernetes_warnings(settings), *_store_warnings(settings), *_page_findings(settings)[1])
+    return (*kubernetes_warnings(settings), *_store_warnings(settings), *_page_findings(settings)[1])
 
 
 def explain(error: SettingsError) -> str:
@@ -130,7 +130,7 @@ def _kubernetes_problems(settings: Settings) -> Iterator[str]:
         yield f"KUBERNETES_AUTHN_ENABLED: true, but {fault}."
 
 
-def _kubernetes_warnings(settings: Settings) -> Iterator[str]:
+def kubernetes_warnings(settings: Settings) -> Iterator[str]:
     if settings.kubernetes_authn_enabled is not None:
         return
     try:

@@ -20,6 +20,7 @@ from authservice.oidc.keys import SIGNING_ALGORITHMS
 from authservice.settings import Secret, Settings, examine, load
 from authservice.settings.addresses import derive, join_path
 from authservice.settings.kinds import ASYMMETRIC
+from authservice.settings.issuers import BearerIssuer
 from authservice.settings.table import ROWS
 
 REQUIRED = {
@@ -331,6 +332,16 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("KUBERNETES_AUTHN_ENABLED", "0", False),
     ("ACCESS_TOKEN_AUTHN", "both", "both"),
     ("CACHE_EXPIRATION_MINUTES", "5", timedelta(minutes=5)),
+    ("EXTERNAL_AUTHZ_CACHE_SECONDS", "0", None),
+    ("EXTERNAL_AUTHZ_CACHE_SECONDS", "30", timedelta(seconds=30)),
+    ("CACHE_MAX_ENTRIES", "500", 500),
+    ("INTROSPECTION_URL", "https://idp.example/introspect", "https://idp.example/introspect"),
+    ("BEARER_ISSUERS", "", ()),
+    (
+        "BEARER_ISSUERS",
+        '[{"issuer": "https://a.example/", "audiences": ["x", "y", "x"], "userid_claim": "sub"}]',
+        (BearerIssuer("https://a.example/", ("x", "y"), userid_claim="sub"),),
+    ),
     ("EXTERNAL_AUTHZ_URL", "http://authz.ns.svc:80/v1", "http://authz.ns.svc:80/v1"),
     (
         "ALLOWED_REDIRECT_HOSTS",
@@ -469,6 +480,16 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "ACCESS_TOKEN_AUTHN": ("", "JWT", "Opaque"),
     "CACHE_ENABLED": ("",),
     "CACHE_EXPIRATION_MINUTES": ("", "0", "-5", "5m"),
+    "CACHE_MAX_ENTRIES": ("", "0", "-1", "many"),
+    "INTROSPECTION_URL": ("/introspect", "idp:8080"),
+    "EXTERNAL_AUTHZ_CACHE_SECONDS": ("", "-1", "5s"),
+    "BEARER_ISSUERS": (
+        "https://issuer.example", "{}", "[1]", "[", "[[]]", '[{"issuer": "https://a.example"}]', '[{"audiences": ["a"]}]',
+        '[{"issuer": "a", "audiences": ["a"]}]', '[{"issuer": "https://a.example", "audiences": []}]',
+        '[{"issuer": "https://a.example", "audiences": "a"}]', '[{"issuer": "https://a.example", "audiences": [1]}]',
+        '[{"issuer": "https://a.example", "audiences": ["a"], "jwks": "x"}]',
+        '[{"issuer": "https://a.example", "audiences": ["a"], "jwks_url": "/keys"}]',
+    ),
     "THEME": ("../x", "a/../b", "a b", "/a"),
     "THEMES_URL": ("javascript:alert(1)", "data:,x", "https://", "a b"),
     "SERVER_HOSTNAME": ("http://localhost", "localhost:8080", "a b"),
@@ -763,3 +784,18 @@ def test_bytes_that_are_no_text_are_a_problem() -> None:
 
 def test_the_algorithms_that_can_be_chosen_are_those_that_tokens_are_checked_with() -> None:
     assert set(ASYMMETRIC) == set(SIGNING_ALGORITHMS)
+
+
+def test_further_issuers_can_stand_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "issuers.json"
+    file.write_text('[{"issuer": "https://ci.example", "audiences": ["a"], "ca_bundle": "/etc/ci.pem"}]')
+    (issuer,) = load({**REQUIRED, "BEARER_ISSUERS": str(file)}).bearer_issuers
+    assert issuer == BearerIssuer("https://ci.example", ("a",), ca_bundle=Path("/etc/ci.pem"))
+
+
+def test_every_problem_of_further_issuers_is_told_with_its_place() -> None:
+    line = only_problem(BEARER_ISSUERS='[{"audiences": ["a"]}, {"issuer": "x", "audiences": ["a"]}, 5]')
+    for problem in ("entry 1: issuer is missing", "entry 2: issuer: ", "entry 3: no object"):
+        assert problem in line
+    twice = '[{"issuer": "https://a.example", "audiences": ["a"]}, {"issuer": "https://a.example", "audiences": ["b"]}]'
+    assert "an issuer is there 2 times" in only_problem(BEARER_ISSUERS=twice)

@@ -121,12 +121,13 @@ class IssuerSource(ABC, Generic[D]):
         if reach is Reach.MEMORY:
             raise NeedsIO
         lock, finished = self._lock(), self._finished
-        if lock.acquire(timeout=2 * self._http.timeout.total_seconds()):
+        if lock.acquire(timeout=self._patience()):
             try:
                 if self._finished == finished and self._known is known and self._budget.take():
+                    self._began = time.monotonic()
                     self._fetch_keys(known)
                     self._finished += 1
-        self._began = None
+                    self._began = None
             finally:
                 lock.release()
         known = self._known
@@ -196,6 +197,7 @@ class IssuerSource(ABC, Generic[D]):
         # An issuer that hangs keeps at most every other request waiting.
         self._pause = max(COOL_DOWN, self._last_attempt - began)
         self._finished += 1
+        self._began = None
 
     def _fail(self, failure: NotReady, event: str) -> None:
         """Remembered for those who ask within the cool-down; logged when it is news."""
