@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -67,3 +69,9 @@ class WatchedStore:
 
     def close(self) -> None:
         self._store.close()
+
+
+def checked(body: str) -> str:
+    """The value whose random part is ``body``, as `new_secret` would have made it."""
+    digest = hashlib.sha256(b"authservice session: check 1\0" + body.encode()).digest()
+    return body + base64.urlsafe_b64encode(digest).decode()[:6]

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from flask import Flask
 
+from authservice.sessions.seal import new_secret
 from tests.conftest import Answer, Browser, Clock, ask, path_of
 
 IDENTITY = {"kubeflow-userid": "alice@example.com", "kubeflow-groups": "admins,dev", "Auth-Method": "cookie"}
@@ -117,7 +118,7 @@ class TestAnyRequest:
 
     def test_k02_a_planted_cookie_beside_ours_locks_nobody_out(self, browser: Browser) -> None:
         browser.log_in()
-        planted = "A" * 43
+        planted = new_secret()
         header = f"authservice_session={planted}; authservice_session=x; authservice_session={browser.session}"
         assert browser.get("/", Cookie=header).status == 200
 

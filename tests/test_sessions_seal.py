@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import re
 import time
+from secrets import token_urlsafe
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from authservice.sessions.seal import (
     seal_record,
     store_key,
 )
+from tests.sample_sessions import checked
 
 KEYRING = Keyring([b"the secret of one deployment"])
 patiently = settings(deadline=None)  # two cores, and other tests beside this one
@@ -140,52 +142,57 @@ def test_a_keyring_without_a_secret_is_refused(secrets: list[bytes]) -> None:
 # --- a session's secret -----------------------------------------------------------------------
 
 
-def test_a_secret_is_32_random_bytes_in_43_characters() -> None:
+def test_a_secret_is_32_random_bytes_and_what_tells_it_from_others() -> None:
     secrets = {new_secret() for _ in range(200)}
     assert len(secrets) == 200
     for secret in secrets:
-        assert len(secret) == 43
+        assert len(secret) == 49 and secret == checked(secret[:43])
         assert is_secret(secret)
-        assert len(base64.urlsafe_b64decode(secret + "=")) == 32
+        assert len(base64.urlsafe_b64decode(secret[:43] + "=")) == 32
+
+
+def test_a_token_of_a_provider_is_no_secret_whatever_its_length() -> None:
+    for length in (42, 43, 44, 48, 49, 50):
+        assert not any(is_secret(token_urlsafe(64)[:length]) for _ in range(200))
 
 
 @patiently
 @given(st.binary(min_size=32, max_size=32))
 def test_every_32_bytes_have_one_spelling_only(raw: bytes) -> None:
-    text = base64.urlsafe_b64encode(raw).decode()
-    assert not is_secret(text)  # with its padding
-    secret = text[:43]
-    assert is_secret(secret)
+    body = base64.urlsafe_b64encode(raw).decode()[:43]
+    secret = checked(body)
+    assert is_secret(secret) and not is_secret(body)
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
-    assert sum(is_secret(secret[:42] + last) for last in alphabet) == 16  # of 64: 4 bits count
+    assert sum(is_secret(checked(body[:42] + last)) for last in alphabet) == 16  # of 64: 4 bits count
     for other in (
-        secret[:42],
+        secret[:48],
         secret + "A",
         " " + secret[1:],
-        secret[:42] + "=",
         secret[:20] + "\n" + secret[21:],
+        checked(body[:42] + "="),
+        body + secret[43:].swapcase(),
     ):
-        assert not is_secret(other)
+        assert other == secret or not is_secret(other)
 
 
 @patiently
-@given(st.text() | st.text(min_size=43, max_size=43))
+@given(st.text() | st.text(min_size=49, max_size=49))
 def test_is_secret_never_raises(text: str) -> None:
     if is_secret(text):
         assert BASE64URL.fullmatch(text)
 
 
 def test_plus_and_slash_are_not_another_spelling() -> None:
-    secret = base64.urlsafe_b64encode(b"\xfb\xff" * 16).decode()[:43]
-    assert is_secret(secret)
-    assert not is_secret(secret.replace("-", "+"))
-    assert not is_secret(secret.replace("_", "/"))
+    body = base64.urlsafe_b64encode(b"\xfb\xff" * 16).decode()[:43]
+    assert is_secret(checked(body))
+    for other in (body.replace("-", "+"), body.replace("_", "/")):
+        assert not is_secret(checked(other)) and not is_secret(other + checked(body)[43:])
 
 
 def test_b29_a_store_key_is_no_secret_and_does_not_show_it() -> None:
     secret = new_secret()
     key = store_key(secret)
-    raw = base64.urlsafe_b64decode(secret + "=")
+    raw = base64.urlsafe_b64decode(secret[:43] + "=")
     assert store_key(secret) == key != store_key(new_secret())
     assert not is_secret(key)
     assert secret not in key
@@ -231,7 +238,7 @@ def test_foreign_bytes_are_no_record(foreign: bytes) -> None:
     assert open_record(new_secret(), foreign) is None
 
 
-@pytest.mark.parametrize("text", ["", "x", "A" * 42, "A" * 44, "B" * 43, "é" * 43])
+@pytest.mark.parametrize("text", ["", "x", "A" * 43, "A" * 48, "A" * 50, "B" * 49, "é" * 49, "\ud800" * 49])
 def test_what_is_no_secret_gives_no_key(text: str) -> None:
     for use in (
         store_key,
@@ -265,7 +272,7 @@ def test_the_root_key_is_made_by_scrypt() -> None:
 
 def test_known_values_stay_what_they_are() -> None:
     """What an older version sealed must open, and be found, after an upgrade."""
-    secret = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
+    secret = checked("AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8")
     assert store_key(secret) == KNOWN_STORE_KEY
     assert mark_key("state") == KNOWN_MARK_KEY
     assert open_record(secret, bytes.fromhex(KNOWN_RECORD)) == b"record"

@@ -19,8 +19,8 @@ from authservice.errors import SettingsError
 from authservice.oidc.keys import SIGNING_ALGORITHMS
 from authservice.settings import Secret, Settings, examine, load
 from authservice.settings.addresses import derive, join_path
-from authservice.settings.kinds import ASYMMETRIC
 from authservice.settings.issuers import BearerIssuer
+from authservice.settings.kinds import ASYMMETRIC
 from authservice.settings.table import ROWS
 
 REQUIRED = {

@@ -29,6 +29,7 @@ _KEYRING_VERSION = 1
 _RECORD_VERSION = 1
 _SECRET_BYTES = 32
 _SECRET_CHARS = 43
+_CHECK_CHARS = 6
 _KEY_ID = 4
 _SALT = 12
 _NONCE = 12
@@ -108,8 +109,11 @@ class Keyring:
 
 
 def new_secret() -> str:
-    """A new session's secret, the cookie's whole value: 32 random bytes as 43 characters."""
-    return randomness.token_urlsafe(_SECRET_BYTES)
+    """A new session's secret, the cookie's whole value: 32 random bytes as 43 characters, and 6
+    that follow from them. By those a session's value is told from the tokens of others, of which
+    some are 43 characters too: it must never be sent to a provider, and theirs must."""
+    text = randomness.token_urlsafe(_SECRET_BYTES)
+    return text + _check(text)
 
 
 def is_secret(text: str) -> bool:
@@ -163,7 +167,14 @@ def _derive(secret: str, label: bytes) -> bytes:
 
 
 def _secret_bytes(text: str) -> bytes | None:
-    return _from_text(text) if len(text) == _SECRET_CHARS else None
+    if len(text) != _SECRET_CHARS + _CHECK_CHARS or not text.isascii():
+        return None
+    secret, check = text[:_SECRET_CHARS], text[_SECRET_CHARS:]
+    return _from_text(secret) if check == _check(secret) else None
+
+
+def _check(secret: str) -> str:
+    return _to_text(hashlib.sha256(b"authservice session: check 1\0" + secret.encode()).digest())[:_CHECK_CHARS]
 
 
 def _to_text(raw: bytes) -> str:

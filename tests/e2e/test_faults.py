@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from authservice.sessions.seal import new_secret
 from tests.e2e.conftest import StartStack
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.stack import Stack, start_gateway
@@ -53,11 +54,11 @@ def assert_outside(stack: Stack, marker: str) -> None:
     """Somebody without a session, and somebody with a made-up one, get nothing."""
     stranger = stack.person()
     forger = stack.person()
-    forger.keep(stack.url, "authservice_session", "A" * 43)
+    forger.keep(stack.url, "authservice_session", new_secret())
     for person in (stranger, forger):
         visit = person.send(stack.url + "/secret", headers=[("X-Marker", marker), *NAVIGATION])
         assert visit.answer.status in (302, 403, 503), visit
-    bearer = stack.request("GET", "/secret", [("X-Marker", marker), ("Authorization", "Bearer " + "A" * 43)])
+    bearer = stack.request("GET", "/secret", [("X-Marker", marker), ("Authorization", "Bearer " + new_secret())])
     assert bearer.status in (302, 401, 403, 503)
     assert stack.reached(marker) == []
 
@@ -148,7 +149,7 @@ def test_A20_provider_down_before_the_start(own_stack: StartStack, marker: str) 
     assert stack.request("GET", "/authservice/oidc/callback?code=x&state=y").status in (400, 503)
     assert stack.request("GET", "/authservice/site/homepage").status == 200
     assert (
-        stack.request("POST", "/authservice/logout", [("Authorization", "Bearer " + "A" * 43)]).status == 401
+        stack.request("POST", "/authservice/logout", [("Authorization", "Bearer " + new_secret())]).status == 401
     )
 
     stack.provider.start()

@@ -9,6 +9,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from joserfc.jwk import ECKey, RSAKey
 
+from authservice.sessions.seal import new_secret
 from tests.e2e.conftest import Shared, StartStack
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.stack import Stack
@@ -172,7 +173,7 @@ def test_K01_S16_a_planted_session_is_never_the_one_after_login(enveloped: Stack
     planted = (
         enveloped.logged_in("bob", "/public/x")
         .cookies(enveloped.url + "/")
-        .get("authservice_session", "A" * 43)
+        .get("authservice_session", new_secret())
     )
     person = enveloped.person()
     person.keep(enveloped.url, "authservice_session", planted)

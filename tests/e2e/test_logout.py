@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from authservice.sessions.seal import new_secret
 from tests.e2e.conftest import StartStack
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.stack import Stack
@@ -74,7 +75,7 @@ def test_S13_logout_works_on_both_ports(enveloped: Stack) -> None:
         [("Origin", "https://evil.example")],
         [("Origin", "null")],
         [("Referer", "OWN/x")],
-        [("Authorization", "Bearer " + "A" * 43)],
+        [("Authorization", "Bearer " + new_secret())],
         [("Authorization", "Bearer garbage")],
     ],
 )

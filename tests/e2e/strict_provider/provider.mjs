@@ -31,7 +31,7 @@ function build() {
       client_id: settings.client_id,
       client_secret: settings.client_secret,
       redirect_uris: settings.redirect_uris,
-      grant_types: ['authorization_code', 'refresh_token'],
+      grant_types: ['authorization_code', 'refresh_token', 'client_credentials'],
       ...settings.client,
     }],
     jwks: { keys },
@@ -50,14 +50,22 @@ function build() {
     findAccount: (ctx, id) => ({ accountId: id, claims: () => claimsOf(id) }),
     features: {
       devInteractions: { enabled: false },
+      clientCredentials: { enabled: true },
       introspection: { enabled: true },
+      resourceIndicators: {
+        enabled: true,
+        // Access tokens for a resource are JWTs (RFC 9068), all others are opaque.
+        getResourceServerInfo: (ctx, resource) => ({
+          scope: 'api:read', audience: resource, accessTokenFormat: 'jwt', jwt: { sign: { alg: 'RS256' } },
+        }),
+      },
       revocation: { enabled: true },
       rpInitiatedLogout: { enabled: true },
     },
     interactions: { url: (ctx, interaction) => `/login/${interaction.uid}` },
   });
   built.on('grant.success', (ctx) => {
-    seen.codes.push(ctx.oidc.params.code);
+    if (ctx.oidc.params.code) seen.codes.push(ctx.oidc.params.code);
     for (const kind of ['access_token', 'refresh_token', 'id_token']) {
       if (ctx.body[kind]) seen.tokens.push(ctx.body[kind]);
     }
