@@ -63,7 +63,9 @@ class Pipeline:
                 return self._login(check)
             return self._authorize(check, identity, reach)
         except Refused as error:
-            return Deny(error.status, error.reason, error.public, challenge=INVALID_TOKEN)
+            return Deny(
+                error.status, error.reason, error.public, challenge=INVALID_TOKEN, cause=str(error)
+            )
         except AuthServiceError as error:
             return Deny(error.status, error.reason, error.public, cause=str(error))
 

@@ -407,3 +407,56 @@ def test_no_token_reaches_the_log(
             world.provider.behave()
     text = capsys.readouterr().err
     assert text and not [token for token in sent if token in text or token.rpartition(".")[2] in text]
+
+
+class TestLocalChecks:
+    """Whose token it may be is read from the token itself, before anything is verified."""
+
+    THREE = {"AUDIENCES": "aud1,aud2,aud3"}
+
+    def ask(self, app: Flask, token: str) -> Answer:
+        return ask(app, "GET", "/x", port=8080, headers={"Authorization": f"Bearer {token}"})
+
+    def test_u17_an_undecodable_payload_is_nobodys(self, service: Callable[..., Flask], world: World) -> None:
+        header, _, signature = world.provider.access_token("aud1").split(".")
+        app = service("jwt", **self.THREE)
+        for payload in ("!!!!", "e30x", base64.urlsafe_b64encode(b"no json").decode().rstrip("="), ""):
+            assert is_nobodys(self.ask(app, f"{header}.{payload}.{signature}"))
+
+    def test_u18_another_issuer_is_nobodys(self, service: Callable[..., Flask], world: World) -> None:
+        token = world.provider.access_token("aud1", iss=world.provider.issuer + "/")
+        assert is_nobodys(self.ask(service("jwt", **self.THREE), token))
+
+    def test_u19_without_a_common_audience_it_is_nobodys(self, service: Callable[..., Flask], world: World) -> None:
+        for audience in ("aud4", ["aud4", "aud"], []):
+            assert is_nobodys(self.ask(service("jwt", **self.THREE), world.provider.access_token(audience)))
+
+    def test_u20_a_fitting_one_is_judged_and_the_verdict_is_expired(
+        self, service: Callable[..., Flask], world: World, clock: Clock, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        app = service("jwt", **self.THREE)
+        past = int((clock() - timedelta(hours=1)).timestamp())
+        assert passes(self.ask(app, world.provider.access_token("aud2")))
+        assert is_refused(self.ask(app, world.provider.access_token("aud2", exp=past, iat=past - 60)))
+        assert '"cause": "jwt: exp"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("claims", "groups"),
+    [
+        ({}, None),
+        ({"groups": ["a"]}, None),
+        ({"email": "alice@example.com"}, ""),
+        ({"email": "alice@example.com", "groups": ["a", "b"]}, "a,b"),
+    ],
+    ids=["u25_no_claims", "u26_no_user_claim", "u27_user_without_groups", "u28_both"],
+)
+def test_opaque_claims(
+    service: Callable[..., Flask], world: World, claims: dict[str, object], groups: str | None
+) -> None:
+    app = service("opaque", OIDC_USERINFO_URL=world.provider.address("userinfo"))
+    world.provider.misbehave("introspect_answer", claims)
+    world.provider.misbehave("userinfo_refused")
+    headers = {"Authorization": f"Bearer {world.provider.opaque_token(sub='1')}"}
+    answer = ask(app, "GET", "/x", port=8080, headers=headers)
+    assert is_refused(answer) if groups is None else passes(answer) and answer.header("kubeflow-groups") == groups
