@@ -460,3 +460,30 @@ def test_opaque_claims(
     headers = {"Authorization": f"Bearer {world.provider.opaque_token(sub='1')}"}
     answer = ask(app, "GET", "/x", port=8080, headers=headers)
     assert is_refused(answer) if groups is None else passes(answer) and answer.header("kubeflow-groups") == groups
+
+
+def test_j13_a_thousand_unknown_keys_cause_a_handful_of_fetches_and_good_tokens_go_on_passing(
+    service: Callable[..., Flask], world: World
+) -> None:
+    app = service("jwt")
+    good = {"Authorization": f"Bearer {world.provider.access_token(API)}"}
+    assert passes(ask(app, "GET", "/x", port=8080, headers=good))
+    fetches = len(world.provider.calls("jwks"))
+    claims = world.provider.access_token(API).split(".")[1]
+    for number in range(1000):
+        header = json.dumps({"alg": "RS256", "typ": "at+jwt", "kid": f"unknown-{number}"}).encode()
+        head = base64.urlsafe_b64encode(header).decode().rstrip("=")
+        bad = {"Authorization": f"Bearer {head}.{claims}.c2lnbmF0dXJl"}
+        assert is_refused(ask(app, "GET", "/x", port=8080, headers=bad))
+        if number % 100 == 0:
+            assert passes(ask(app, "GET", "/x", port=8080, headers=good))
+    assert len(world.provider.calls("jwks")) - fetches <= 5
+
+
+def test_one_bad_opaque_token_a_thousand_times_is_asked_about_once(
+    service: Callable[..., Flask], world: World
+) -> None:
+    app = service("opaque", CACHE_ENABLED="false")
+    for _ in range(1000):
+        assert is_refused(ask(app, "GET", "/x", port=8080, headers={"Authorization": "Bearer the-same-bad-one"}))
+    assert len(world.provider.calls("introspect")) == 1
