@@ -29,13 +29,13 @@ from authservice.errors import AuthServiceError
 from authservice.gateways import Gateways, OwnPaths, Trust
 from authservice.identity import ClaimRules, IdentityHeaders
 from authservice.logs import Event
+from authservice.navigation import is_navigation
 from authservice.oidc.client import Client, Credentials
 from authservice.oidc.login import LoginFlow
 from authservice.oidc.metadata import Overrides
 from authservice.oidc.provider import Provider
 from authservice.ops import Readiness
 from authservice.outbound import Http
-from authservice.navigation import is_navigation
 from authservice.pipeline import Pipeline
 from authservice.sessions import Store
 from authservice.sessions.cookies import CookieRules

@@ -19,7 +19,7 @@ from authservice.authn.session import SessionAuthenticator
 from authservice.identity import ClaimRules
 from authservice.oidc.client import Client
 from authservice.oidc.issuers import FurtherIssuer, KeySource
-from authservice.oidc.jws import Glance
+from authservice.oidc.jws import ACCESS, Glance
 from authservice.oidc.opaque import OpaqueTokens
 from authservice.oidc.provider import Provider
 from authservice.oidc.tokens import ACCESS_TOKEN, BEARER_ID_TOKEN, Expected, Profile
@@ -76,8 +76,11 @@ def _opaque(settings: Settings, parts: Parts, *, jwts_too: bool) -> BearerAuthen
     which nobody else here judges then."""
 
     def may_be_ours(seen: Glance) -> bool:
-        ours = jwts_too and seen.issuer == settings.oidc_provider
-        return ours and not (seen.is_logout or _is_id_token(seen, settings))
+        if not jwts_too or seen.issuer != settings.oidc_provider:
+            return False
+        # What cannot be told apart, and is for us, is left to the authenticator of ID tokens.
+        left = settings.idtoken_authn_enabled and settings.client_id in seen.audiences
+        return seen.kind == ACCESS or (seen.kind == "" and not left)
 
     tokens = OpaqueTokens(parts.client, frozenset(settings.audiences), parts.rules)
     return OpaqueAuthenticator(tokens.ask, may_be_ours, parts.rules, settings.oidc_provider)
@@ -128,7 +131,3 @@ def _trusted(
     )
     return Trusted(source.issuer, frozenset(audiences), Verifier(source, profile, expected, parts.now), rules)
 
-
-def _is_id_token(seen: Glance, settings: Settings) -> bool:
-    """Whether a token of the provider is left to the authenticator of ID tokens."""
-    return settings.idtoken_authn_enabled and (seen.is_id_token or settings.client_id in seen.audiences)

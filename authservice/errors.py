@@ -23,6 +23,7 @@ came from a provider or a client.
         │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
         ├── TooManyLogins        more at once than one process finishes
+        ├── TooManyChecks        more tokens at once than one process asks about
         ├── ClusterDown          the Kubernetes API server gives no verdict about a token
         ├── StoreDown            the session store does not answer
         └── AuthorizerDown       the external authorizer gives no verdict
@@ -51,6 +52,7 @@ class Reason(str, Enum):
     PROVIDER_SILENT = "provider_silent"
     PROVIDER_BUSY = "provider_busy"
     TOO_MANY_LOGINS = "too_many_logins"
+    TOO_MANY_CHECKS = "too_many_checks"
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
     AUTHORIZER_DOWN = "authorizer_down"
@@ -186,6 +188,13 @@ class TooManyLogins(Unavailable):
 
     reason = Reason.TOO_MANY_LOGINS
     public = "Many people are logging in right now. This page tries again by itself."
+
+
+class TooManyChecks(Unavailable):
+    """More tokens are being asked about at once than threads may be spent on."""
+
+    reason = Reason.TOO_MANY_CHECKS
+    public = "Your token cannot be checked at the moment. Please try again shortly."
 
 
 class StoreDown(Unavailable):

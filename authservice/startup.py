@@ -102,14 +102,16 @@ def _key_problems(settings: Settings) -> Iterator[str]:
 
 
 def _certificate_problems(settings: Settings) -> Iterator[str]:
-    if settings.ca_bundle is None:
-        return
-    try:
-        Http(settings.ca_bundle)
-    except ssl.SSLError:
-        yield f"CA_BUNDLE: {settings.ca_bundle} holds no certificates in PEM form."
-    except OSError as error:
-        yield f"CA_BUNDLE: {settings.ca_bundle} cannot be read ({error.strerror})."
+    bundles = [("CA_BUNDLE", settings.ca_bundle)]
+    bundles += [(f"BEARER_ISSUERS: ca_bundle of {one.issuer}", one.ca_bundle) for one in settings.bearer_issuers]
+    for name, bundle in bundles:
+        try:
+            if bundle is not None:
+                Http(bundle)
+        except ssl.SSLError:
+            yield f"{name}: {bundle} holds no certificates in PEM form."
+        except OSError as error:
+            yield f"{name}: {bundle} cannot be read ({error.strerror})."
 
 
 def _kubernetes_problems(settings: Settings) -> Iterator[str]:

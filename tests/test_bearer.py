@@ -10,7 +10,9 @@ import base64
 import hashlib
 import hmac
 import json
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,11 +23,13 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from flask import Flask
 
+from authservice.authn.cache import MOST_ASKED
 from authservice.kubernetes import cluster as cluster_module
 from authservice.sessions.seal import new_secret
 from tests.conftest import CLIENT_ID, Answer, Browser, Clock, ask
 from tests.provider import FakeProvider, rsa_key
 from tests.tokenreview import FOR_US, FakeCluster
+from tests.waiting import until
 
 API = "api"
 ASKED = ("introspect", "userinfo")
@@ -487,3 +491,90 @@ def test_one_bad_opaque_token_a_thousand_times_is_asked_about_once(
     for _ in range(1000):
         assert is_refused(ask(app, "GET", "/x", port=8080, headers={"Authorization": "Bearer the-same-bad-one"}))
     assert len(world.provider.calls("introspect")) == 1
+
+
+def test_a_party_that_hangs_does_not_take_every_thread(
+    service: Callable[..., Flask], world: World, make_browser: Callable[..., Browser]
+) -> None:
+    app = service("opaque")
+    browser = make_browser(app)
+    browser.log_in()
+    world.provider.misbehave("slow_introspect", 6)
+    began = time.monotonic()
+
+    def junk(number: int) -> tuple[int, float]:
+        headers = {"Authorization": f"Bearer junk-{number % 9}"}
+        return ask(app, "GET", "/x", port=8080, headers=headers).status, time.monotonic() - began
+
+    with ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(junk, number) for number in range(16)]
+        until(lambda: sum(future.done() for future in waiting) >= 16 - MOST_ASKED, 5)
+        assert all(future.result()[0] == 503 for future in waiting if future.done())
+        assert len(world.provider.calls("introspect")) <= MOST_ASKED
+        assert browser.get("/x").status == 200
+        world.provider.behave()
+
+
+@pytest.mark.parametrize("kind", ["jwt", "further", "id_token"])
+def test_b71_new_keys_out_of_reach_are_503_and_the_token_passes_when_they_come(
+    service: Callable[..., Flask], world: World, kind: str
+) -> None:
+    app = service(kind)
+    party = world.other if kind == "further" else world.provider
+    good = credential(world, kind, "good")
+    assert passes(ask(app, "GET", "/x", port=8080, headers=good))
+    party.rotate_keys()
+    fresh = credential(world, kind, "good")
+    party.misbehave("jwks_error_500")
+    assert ask(app, "GET", "/x", port=8080, headers=fresh).status == 503
+    party.behave()
+    assert passes(ask(app, "GET", "/x", port=8080, headers=fresh))
+
+
+@pytest.mark.parametrize("other", ["Basic YTpi", "Digest username=x", "Negotiate abc", "bearer x"])
+def test_two_authorization_headers_are_refused_whichever_comes_first(
+    service: Callable[..., Flask], world: World, other: str
+) -> None:
+    token = f"Bearer {world.make('jwt', 'good')}"
+    app = service("jwt")
+    for value in (f"{token},{other}", f"{other}, {token}"):
+        assert is_refused(ask(app, "GET", "/x", port=8080, headers={"Authorization": value}))
+
+
+def test_b16_an_opaque_token_of_another_client_is_refused_though_nobody_says_for_whom(
+    service: Callable[..., Flask], world: World
+) -> None:
+    app = service("opaque")
+    for answer, judged in (
+        ({"aud": None, "client_id": "another-application"}, is_refused),
+        ({"aud": None, "client_id": None}, is_refused),
+        ({"aud": None, "client_id": CLIENT_ID}, passes),
+    ):
+        world.provider.misbehave("introspect_answer", answer)
+        assert judged(ask(app, "GET", "/x", port=8080, headers=credential(world, "opaque", "good"))), answer
+
+
+def test_b17_kinds_that_can_be_told_apart_do_not_pass_for_each_other(
+    service: Callable[..., Flask], world: World
+) -> None:
+    world.provider.misbehave("introspect_answer", {"email": "alice@example.com"})
+    app = service("opaque")
+    id_token = world.id_token(at_hash="x")
+    refresh = world.provider.access_token(CLIENT_ID, typ="Refresh", header={"typ": None})
+    for token in (id_token, refresh):
+        assert is_nobodys(ask(app, "GET", "/x", port=8080, headers={"Authorization": f"Bearer {token}"}))
+    assert not world.provider.calls("introspect")
+    issued_to_another = world.provider.access_token(CLIENT_ID, client_id="another", header={"typ": None})
+    headers = {"Authorization": f"Bearer {issued_to_another}"}
+    assert is_refused(ask(service("id_token"), "GET", "/x", port=8080, headers=headers))
+
+
+def test_an_absurd_expiry_is_no_error(service: Callable[..., Flask], world: World) -> None:
+    app = service("opaque", INTROSPECTION_URL="")
+    world.provider.metadata["introspection_endpoint"] = None
+    for number, absurd in enumerate((10**15, -1, "soon", True)):
+        claims = {"sub": "1", "email": "alice@example.com", "exp": absurd}
+        token = world.provider.opaque_token(**claims)
+        world.provider.misbehave("userinfo_answer", claims)
+        answer = ask(app, "GET", "/x", port=8080, headers={"Authorization": f"Bearer {token}"})
+        assert answer.status in (200, 401), (number, answer)

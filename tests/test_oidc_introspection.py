@@ -69,9 +69,17 @@ class TestAnswer:
         with pytest.raises(ProviderWrong):
             read(body)
 
-    @pytest.mark.parametrize("name", ["sub", "iss", "aud", "exp", "client_id", "token_type"])
+    @pytest.mark.parametrize("name", ["sub", "iss", "exp", "client_id", "token_type"])
     def test_rfc7662_what_may_be_missing(self, name: str) -> None:
         assert read(**{name: ...}).active
+
+    @pytest.mark.parametrize(("client", "good"), [("authservice", True), ("api", True), ("ci", False), (..., False)])
+    def test_b16_without_an_audience_the_client_says_for_whom(self, client: Any, good: bool) -> None:
+        if good:
+            assert read(aud=..., client_id=client).active
+        else:
+            with pytest.raises(TokenRefused, match="client_id"):
+                read(aud=..., client_id=client)
 
     def test_without_expiry_nothing_is_known_of_it(self) -> None:
         assert read(exp=...).expires is None

@@ -328,7 +328,8 @@ class TestLifetime:
             fake.misbehave("key_set", given)
             clock.advance(hours=2)
             assert provider.keys() is keys
-            assert provider.newer_keys(keys) is None
+            with pytest.raises(NotReady):
+                provider.newer_keys(keys)
 
     def test_j24_an_empty_key_set_at_first(self, fake: FakeProvider, make: Callable[..., Provider]) -> None:
         fake.misbehave("key_set", {"keys": []})

@@ -460,3 +460,9 @@ def test_every_setting_wrong_at_once_is_told_at_once() -> None:
 @pytest.mark.parametrize("name", ["X-Forwarded-User", "X-Forwarded-Email", "X-Auth-Request-User", "Remote-User"])
 def test_headers_by_which_others_name_the_person_may_be_ours(name: str) -> None:
     assert examine({**REQUIRED, "USERID_HEADER": name}).problems == ()
+
+
+def test_the_provider_is_no_further_issuer() -> None:
+    issuers = f'[{{"issuer": "{REQUIRED["OIDC_PROVIDER"]}", "audiences": ["ci"]}}]'
+    (problem,) = examine({**REQUIRED, "BEARER_ISSUERS": issuers}).problems
+    assert problem.startswith("BEARER_ISSUERS: ") and "AUDIENCES" in problem

@@ -47,6 +47,13 @@ def test_certificates(tmp_path: Path) -> None:
     assert only_problem(tmp_path, CA_BUNDLE=str(tmp_path)).startswith("CA_BUNDLE: ")
 
 
+def test_the_certificates_of_a_further_issuer(tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.pem")
+    issuers = f'[{{"issuer": "https://ci.example", "audiences": ["a"], "ca_bundle": "{absent}"}}]'
+    line = only_problem(tmp_path, BEARER_ISSUERS=issuers)
+    assert line.startswith("BEARER_ISSUERS: ca_bundle of https://ci.example: ") and "No such file" in line
+
+
 def test_a_private_key_that_cannot_be_read(tmp_path: Path) -> None:
     body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEA"
     broken = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from authservice.authn import BearerAuthenticator
 from authservice.check import CheckRequest, Reach
 from authservice.errors import Refused
@@ -9,6 +11,9 @@ from authservice.identity import Identity
 from authservice.sessions.seal import is_secret
 
 AUTHORIZATION = "authorization"
+
+# A comma alone may stand between the parameters of one scheme (Digest, Negotiate).
+_SECOND_SCHEME = re.compile(r",\s*(?:bearer|basic|digest|negotiate|dpop)\s", re.IGNORECASE)
 
 
 def bearer_credential(header: str, value: str) -> str | None:
@@ -19,6 +24,8 @@ def bearer_credential(header: str, value: str) -> str | None:
     arrive joined by a comma, which no bearer credential contains: they raise `errors.Refused`,
     since nobody can tell which of the two the application would believe.
     """
+    if header == AUTHORIZATION and _SECOND_SCHEME.search(value):
+        raise Refused(f"more than one {header} header")
     scheme, _, rest = value.strip().partition(" ")
     if scheme.lower() == "bearer":
         credential = rest.strip()

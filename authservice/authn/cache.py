@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,9 +23,14 @@ from cachetools import TLRUCache, TTLCache
 
 from authservice.authn import BearerAuthenticator
 from authservice.check import NeedsIO, Reach
-from authservice.errors import AuthServiceError, Refused
+from authservice.errors import AuthServiceError, Refused, TooManyChecks
 from authservice.identity import Identity
 
+MOST_ASKED = 4
+"""Of one authenticator at once. Each question may wait for a party that hangs, and checks need the
+rest of the threads."""
+PATIENCE = timedelta(seconds=1)
+"""How old a question may be while others wait for its answer, or for their turn."""
 REFUSED_LIFETIME = timedelta(seconds=10)
 """For how long a verdict against a token is kept. A token that its provider accepts a moment later
 (copies of a provider that lag behind) has to wait for so long."""
@@ -39,6 +46,18 @@ class Refusal:
 
 
 Verdict = Identity | Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flight:
+    """A question under way: when it began, by the monotonic clock, and what will come of it."""
+
+    began: float
+    verdict: Future[Verdict]
+
+    def patience(self) -> float:
+        """Seconds for which others wait for it yet."""
+        return max(0.0, PATIENCE.total_seconds() - (time.monotonic() - self.began))
 
 
 class BearerCache:
@@ -68,7 +87,8 @@ class BearerCache:
             max_entries, refused_lifetime, timer=now  # type: ignore[arg-type]
         )
         self._lock = threading.Lock()
-        self._flights: dict[Key, Future[Verdict]] = {}
+        self._landed = threading.Condition(self._lock)
+        self._flights: dict[Key, _Flight] = {}
 
     def find(self, key: Key) -> Verdict:
         """What is known. Raises KeyError when nothing is."""
@@ -87,25 +107,42 @@ class BearerCache:
     def once(self, key: Key, ask: Callable[[], Verdict]) -> Verdict:
         """What ``ask`` says, kept; of all who ask about one key at the same time only the first
         does, and the others get its verdict or its `errors.AuthServiceError`. Should the first
-        end in any other way, the next one asks."""
+        end in any other way, the next one asks.
+
+        At most `MOST_ASKED` questions of one authenticator are under way at once, and nobody waits
+        for one that is older than `PATIENCE`: raises `errors.TooManyChecks` instead.
+        """
         while True:
             with self._lock:
                 try:
                     return self._find(key)
                 except KeyError:
-                    flight = self._flights.get(key)
+                    pass
+                flight = self._flights.get(key)
                 leads = flight is None
                 if flight is None:
-                    flight = self._flights[key] = Future()
+                    others = [other for (name, _), other in self._flights.items() if name == key[0]]
+                    if len(others) >= MOST_ASKED:
+                        self._wait_for_a_landing(others)
+                        continue
+                    flight = self._flights[key] = _Flight(time.monotonic(), Future())
             if leads:
-                return self._lead(key, ask, flight)
+                return self._lead(key, ask, flight.verdict)
             try:
-                return flight.result()
+                return flight.verdict.result(flight.patience())
             except AuthServiceError as error:
                 # A copy: an exception collects the frames of every thread that raises it.
                 raise copy(error) from None
             except _Abandoned:
                 continue
+            except FutureTimeout:
+                raise TooManyChecks("this token is being asked about") from None
+
+    def _wait_for_a_landing(self, others: list[_Flight]) -> None:
+        """Needs the lock, and lets go of it while waiting."""
+        left = min(other.patience() for other in others)
+        if left <= 0 or not self._landed.wait(left):
+            raise TooManyChecks("too many tokens are being asked about")
 
     def _find(self, key: Key) -> Verdict:
         if self._keeps_identities:
@@ -128,6 +165,7 @@ class BearerCache:
             # Kept, then forgotten, then told: who comes later finds what was kept, or asks anew.
             with self._lock:
                 del self._flights[key]
+                self._landed.notify_all()
             if isinstance(outcome, BaseException):
                 flight.set_exception(outcome)
             else:

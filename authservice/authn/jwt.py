@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from authservice.check import Reach
 from authservice.errors import IdentityUnusable, Refused
 from authservice.identity import AuthMethod, ClaimRules, Identity, VerifiedClaims, from_claims
-from authservice.oidc.jws import Glance, glance
+from authservice.oidc.jws import Glance, glance, is_date
 from authservice.oidc.tokens import TokenRefused
 from authservice.oidc.verifier import Verifier
 
@@ -64,7 +64,7 @@ def identity_from(claims: VerifiedClaims, rules: ClaimRules, issuer: str, kind: 
     Raises `errors.Refused` for claims from which no identity can be made.
     """
     expires = claims.get("exp")
-    until = datetime.fromtimestamp(expires, timezone.utc) if isinstance(expires, (int, float)) else None
+    until = datetime.fromtimestamp(expires, timezone.utc) if is_date(expires) else None
     try:
         return from_claims(claims, rules, method=AuthMethod.HEADER, issuer=issuer, expires=until)
     except IdentityUnusable as unusable:

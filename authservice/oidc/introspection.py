@@ -40,7 +40,8 @@ def read_introspection(
 ) -> Introspection:
     """Reads an answer of status 200 (RFC 7662 §2.2).
 
-    ``audiences``: one of them must be in ``aud``, when the answer has it. Raises
+    ``audiences``: one of them must be in ``aud``, or be the client that the token was issued to where
+    the answer has no ``aud``: else tokens of any application of that provider would do. Raises
     `errors.ProviderWrong` for what is no introspection (``active`` must be true or false), and
     `TokenRefused` for a token that is active but not good here: expired, of another issuer, for
     somebody else, not a bearer token, or not an access token.
@@ -56,7 +57,10 @@ def read_introspection(
         raise ProviderWrong("introspection: active is neither true nor false")
     _check_kind(claims)
     _check("iss" not in claims or claims["iss"] == issuer, "iss")
-    _check("aud" not in claims or _is_for(claims["aud"], audiences), "aud")
+    if "aud" in claims:
+        _check(_is_for(claims["aud"], audiences), "aud")
+    else:
+        _check(_is_for(claims.get("client_id"), audiences), "client_id")
     check_subject(claims)
     check_times(claims, now)
     expires = claims.get("exp")

@@ -85,6 +85,7 @@ class IssuerSource(ABC, Generic[D]):
         self._fetching = threading.Lock()
         # Fetches that came to an end: who waited for one takes its result and does not fetch again.
         self._finished = 0
+        self._keys_came = True
         # By the monotonic clock, which is also the one that waiting goes by; None between attempts.
         self._began: float | None = None
         self._last_attempt: datetime | None = None
@@ -112,7 +113,8 @@ class IssuerSource(ABC, Generic[D]):
         """The keys after a fetch because ``than`` did not verify a token; ``None`` when they are
         the same, or when too many fetches were made lately (whoever sends tokens must not decide
         how often the issuer is called). Raises `check.NeedsIO` instead of asking under
-        `Reach.MEMORY`."""
+        `Reach.MEMORY`, and `errors.NotReady` when it was time to ask and nobody answered: then the
+        token is not known to be bad."""
         known = self._known
         if known is not None and known.keys is not than:
             return known.keys
@@ -121,17 +123,22 @@ class IssuerSource(ABC, Generic[D]):
         if reach is Reach.MEMORY:
             raise NeedsIO
         lock, finished = self._lock(), self._finished
-        if lock.acquire(timeout=self._patience()):
-            try:
-                if self._finished == finished and self._known is known and self._budget.take():
-                    self._began = time.monotonic()
-                    self._fetch_keys(known)
-                    self._finished += 1
-                    self._began = None
-            finally:
-                lock.release()
+        if not lock.acquire(timeout=self._patience()):
+            raise NotReady("key set: it is being asked for")
+        try:
+            if self._finished == finished and self._known is known and self._budget.take():
+                self._began = time.monotonic()
+                self._keys_came = self._fetch_keys(known)
+                self._finished += 1
+                self._began = None
+        finally:
+            lock.release()
         known = self._known
-        return known.keys if known is not None and known.keys is not than else None
+        if known is not None and known.keys is not than:
+            return known.keys
+        if not self._keys_came:
+            raise NotReady("key set: not to be had at the moment")
+        return None
 
     @abstractmethod
     def _describe(self, timeout: timedelta | None) -> D:
@@ -205,9 +212,9 @@ class IssuerSource(ABC, Generic[D]):
             log.warning(event, extra={"issuer": self.issuer, "cause": str(failure)})
         self._failure = failure
 
-    def _fetch_keys(self, known: Known[D]) -> None:
+    def _fetch_keys(self, known: Known[D]) -> bool:
         """New keys from the address that is known; when that brings nothing new, the address may
-        have changed, so the description is asked for as well."""
+        have changed, so the description is asked for as well. Whether any keys came."""
         description = known.description
         keys = self._try_key_set(description)
         if keys is None or keys.same_as(known.keys):
@@ -220,6 +227,7 @@ class IssuerSource(ABC, Generic[D]):
         if keys is not None and not keys.same_as(known.keys):
             log.info("provider_keys_changed", extra={"issuer": self.issuer, "keys": len(keys)})
             self._known = Known(description, keys, self._now())
+        return keys is not None
 
     def _try_key_set(self, description: D) -> KeySet | None:
         try:

@@ -212,6 +212,9 @@ def _check_audience(claims: Mapping[str, Any], profile: Profile, expected: Expec
     _check(others <= expected.trusted_audiences, "aud")
     if "azp" in claims or others:
         _check(claims.get("azp") == expected.client_id, "azp")
+    # Not in an ID token's own vocabulary, but it says for whom a token was issued all the same.
+    for name in ("client_id", "cid"):
+        _check(claims.get(name, expected.client_id) == expected.client_id, name)
 
 
 def check_subject(claims: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ from ipaddress import IPv4Network, IPv6Network
 
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
+from authservice.settings.issuers import BearerIssuer
 from authservice.settings.kinds import can_match, split
 from authservice.settings.secret import Secret
 from authservice.settings.table import NOT_YET
@@ -217,6 +218,11 @@ def check_prefix_is_not_ours(
             return
 
 
+def further_issuers_are_others(bearer_issuers: tuple[BearerIssuer, ...], oidc_provider: str) -> Lines:
+    if any(further.issuer == oidc_provider for further in bearer_issuers):
+        yield "BEARER_ISSUERS: OIDC_PROVIDER is one of them. Takes others only; its audiences belong into AUDIENCES."
+
+
 PROBLEMS: tuple[Callable[..., Lines], ...] = (
     ports_differ,
     headers_differ,
@@ -228,6 +234,7 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
     cookie_domain_covers_us,
     the_store_has_a_place,
     check_prefix_is_not_ours,
+    further_issuers_are_others,
 )
 
 # --- warnings --------------------------------------------------------------------------------
