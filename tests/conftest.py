@@ -180,11 +180,33 @@ def environ(provider: FakeProvider, tmp_path: Path) -> dict[str, str]:
     }
 
 
+@pytest.fixture(scope="session")
+def pages_once() -> Callable[[Any], Any]:
+    """Builds pages once for all applications that look alike: compiling templates takes longer than
+    most tests. Where the provider is, no page tells by itself."""
+    from authservice.startup import build_pages
+
+    made: dict[Any, Any] = {}
+
+    def build(settings: Any) -> Any:
+        key = (settings.template_path, settings.client_name, settings.themes_url, settings.theme,
+               settings.prefix_path, tuple(settings.template_context.items()))
+        if key not in made:
+            made[key] = build_pages(settings)
+        return made[key]
+
+    return build
+
+
 @pytest.fixture
-def make_app(environ: dict[str, str], clock: Clock) -> Iterator[Callable[..., Flask]]:
+def make_app(
+    environ: dict[str, str], clock: Clock, pages_once: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Flask]]:
     """Makes applications with changed settings, and ends their background work afterwards."""
+    from authservice import startup
     from authservice.app import create_app
 
+    monkeypatch.setattr(startup, "build_pages", pages_once)
     made: list[Flask] = []
 
     def make(**changes: str) -> Flask:

@@ -499,7 +499,7 @@ def test_a_party_that_hangs_does_not_take_every_thread(
     app = service("opaque")
     browser = make_browser(app)
     browser.log_in()
-    world.provider.misbehave("slow_introspect", 6)
+    world.provider.misbehave("slow_introspect", 3)
     began = time.monotonic()
 
     def junk(number: int) -> tuple[int, float]:
