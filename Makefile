@@ -26,8 +26,8 @@ demo-check: $(STAMPS)/demo ## the same, and drive a login through it
 test: $(STAMPS)/test ## the whole suite; what a missing program leaves out is named
 	$(PYTEST)
 
-test-quick: $(STAMPS)/test ## the suite without external programs, under a minute
-	$(PYTEST) -m "not external"
+test-quick: $(STAMPS)/test ## what needs no external program and no waiting, under a minute
+	$(PYTEST) -m "not external and not slow"
 
 bench: $(STAMPS)/test ## what a check costs, by the credential it comes with
 	@$(BIN)/python -m bench.bearer

@@ -25,6 +25,7 @@ CLIENT_SECRET = "a-client-secret-that-nobody-may-see"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: real processes or real time limits; not in the quick part")
     config.addinivalue_line("markers", "external: needs a program that pip or apt brings")
     # How long an example takes says more about the machine than about the code.
     hypothesis.settings.register_profile("any-machine", deadline=None)
@@ -198,15 +199,26 @@ def pages_once() -> Callable[[Any], Any]:
     return build
 
 
+@pytest.fixture(scope="session")
+def authorities_once() -> Callable[[Path | None, bool], Any]:
+    """Reads the system's authorities once for all applications, for the same reason."""
+    from authservice.outbound import _tls_context
+
+    system = _tls_context(None, True)
+    return lambda bundle, wanted: system if bundle is None and wanted else _tls_context(bundle, wanted)
+
+
 @pytest.fixture
 def make_app(
-    environ: dict[str, str], clock: Clock, pages_once: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str], clock: Clock, pages_once: Callable[[Any], Any],
+    authorities_once: Callable[[Path | None, bool], Any], monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Flask]]:
     """Makes applications with changed settings, and ends their background work afterwards."""
-    from authservice import startup
+    from authservice import outbound, startup
     from authservice.app import create_app
 
     monkeypatch.setattr(startup, "build_pages", pages_once)
+    monkeypatch.setattr(outbound, "_tls_context", authorities_once)
     made: list[Flask] = []
 
     def make(**changes: str) -> Flask:

@@ -39,6 +39,8 @@ from tests.test_settings import REQUIRED
 from tests.tokenreview import AUTHSERVICE, FOR_US, ISSUER, FakeCluster
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # real processes, or real time limits
+
 PROVIDER = "https://provider.example"
 GROUPS = ("system:serviceaccounts", "system:serviceaccounts:jobs", "system:authenticated")
 

@@ -398,6 +398,7 @@ def test_e1_a_service_account_passes_with_its_groups(service: Callable[..., Flas
     assert "system:authenticated" in (answer.header("kubeflow-groups") or "").split(",")
 
 
+@pytest.mark.slow
 def test_no_token_reaches_the_log(
     service: Callable[..., Flask], world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -493,6 +494,7 @@ def test_one_bad_opaque_token_a_thousand_times_is_asked_about_once(
     assert len(world.provider.calls("introspect")) == 1
 
 
+@pytest.mark.slow
 def test_a_party_that_hangs_does_not_take_every_thread(
     service: Callable[..., Flask], world: World, make_browser: Callable[..., Browser]
 ) -> None:

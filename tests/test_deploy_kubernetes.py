@@ -21,6 +21,8 @@ from authservice.settings import Settings, load
 from tests.conftest import ask
 from tests.tokenreview import FakeCluster
 
+pytestmark = pytest.mark.slow  # real processes, or real time limits
+
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "deploy" / "kubernetes"
 VERSIONS = ("1.27", "1.37")

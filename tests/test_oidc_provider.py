@@ -188,6 +188,7 @@ class TestDiscovery:
             found = list(pool.map(lambda _: provider.metadata(), range(10)))
         assert len(found) == 10 and len(fake.calls("discovery")) == 1
 
+    @pytest.mark.slow
     def test_a_provider_that_hangs_holds_up_one_request_and_not_all(
         self, fake: FakeProvider, make: Callable[..., Provider]
     ) -> None:

@@ -30,6 +30,8 @@ from authservice.strictjson import BadJson
 from tests.provider import FakeProvider
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # real processes, or real time limits
+
 SECOND = timedelta(seconds=1)
 SHORT = timedelta(seconds=0.4)
 

@@ -17,6 +17,8 @@ import requests
 from tests.conftest import CLIENT_SECRET
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow  # real processes, or real time limits
+
 ROOT = Path(__file__).parent.parent
 LIMIT = 30
 

@@ -240,6 +240,7 @@ def test_no_folder_yet_is_store_down_until_there_is_one(tmp_path: Path) -> None:
     assert works(store)
 
 
+@pytest.mark.slow
 def test_a_locked_file_is_waited_for_a_bounded_time_and_read_meanwhile(tmp_path: Path) -> None:
     clock = Clock()
     store = SqliteStore(tmp_path / "sessions.db", clock)

@@ -181,6 +181,7 @@ class TestCallback:
         assert path_of(browser.get(callback).header("Location")) == target
         assert not browser.pending, "nothing needs the cookie any more"
 
+    @pytest.mark.slow
     def test_p05_a_provider_that_hangs_does_not_take_every_thread(
         self, browser: Browser, make_browser: Callable[..., Browser]
     ) -> None:
