@@ -230,6 +230,13 @@ class TestCallback:
         assert browser.get(callback).status == 400, "the pending login is used up (R5)"
         assert len(browser.provider.calls("token")) == 1
 
+    def test_keys_that_do_not_come_are_502_at_the_callback(self, browser: Browser) -> None:
+        callback = browser.begin()
+        browser.provider.rotate_keys()
+        browser.provider.misbehave("rotated_key")
+        browser.provider.misbehave("jwks_error_500")
+        assert_refused(browser, browser.get(callback), 502)
+
     def test_a_missing_user_id_claim_is_502(self, browser: Browser) -> None:
         del browser.provider.claims["email"]
         assert_refused(browser, browser.log_in(), 502)

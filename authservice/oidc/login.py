@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from authservice.check import Reach
-from authservice.errors import LoginNotOurs, ProviderBusy, ProviderSaidNo, ProviderWrong
+from authservice.errors import LoginNotOurs, NotReady, ProviderBusy, ProviderSaidNo, ProviderWrong
 from authservice.identity import VerifiedClaims
 from authservice.oidc.claims import check_address, merge_claims
 from authservice.oidc.client import Client, Tokens
@@ -165,6 +165,9 @@ class LoginFlow:
             return self._verifier.verify(tokens.id_token, nonce=pending.nonce, hashed=hashed)
         except TokenRefused as refused:
             raise ProviderWrong(f"ID token: {refused.check}") from None
+        except NotReady as unknown:
+            # The code is spent: trying the same address again would not help.
+            raise ProviderWrong(f"ID token: {unknown}") from None
 
     def _with_userinfo(self, metadata: Metadata, claims: VerifiedClaims, tokens: Tokens) -> VerifiedClaims:
         userinfo: dict[str, Any] = {}
