@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -15,6 +16,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import create_environ, run_wsgi_app
 
+from authservice.logs import JsonLines
 from tests.programs import require
 
 if TYPE_CHECKING:
@@ -81,7 +83,30 @@ def ask(app: Flask, method: str, target: str, *, port: int, headers: Mapping[str
         SERVER_PORT=str(port), REMOTE_ADDR=peer,
     )
     chunks, status, sent = run_wsgi_app(app, environ, buffered=True)
-    return Answer(int(status.split()[0]), tuple(sent), b"".join(chunks))
+    answer = Answer(int(status.split()[0]), tuple(sent), b"".join(chunks))
+    app.extensions.setdefault("answers", []).append(answer)
+    return answer
+
+
+class Told(logging.Handler):
+    """What applications logged, before known secrets are taken out of it."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.setFormatter(JsonLines())
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record))
+
+
+def assert_nothing_secret_was_told(app: Flask, lines: list[str]) -> None:
+    """No client secret and no cookie's value stands in the log, on a page or in an error (S-33)."""
+    answers: list[Answer] = app.extensions.get("answers", [])
+    cookies = (line.partition(";")[0].partition("=")[2] for answer in answers for line in answer.all("Set-Cookie"))
+    secrets = {CLIENT_SECRET, *filter(lambda value: len(value) > 20, cookies)}
+    texts = "\n".join([*lines, *(answer.body.decode("utf-8", "replace") for answer in answers)])
+    assert not [secret for secret in secrets if secret in texts], "S-33: a secret was told"
 
 
 @dataclass
@@ -220,9 +245,11 @@ def make_app(
     monkeypatch.setattr(startup, "build_pages", pages_once)
     monkeypatch.setattr(outbound, "_tls_context", authorities_once)
     made: list[Flask] = []
+    told = Told()
 
     def make(**changes: str) -> Flask:
         app = create_app({**environ, **changes}, now=clock)
+        logging.getLogger("authservice").addHandler(told)
         made.append(app)
         app.extensions["authservice"].start()
         return app
@@ -230,6 +257,9 @@ def make_app(
     yield make
     for app in made:
         app.extensions["authservice"].stop()
+    logging.getLogger("authservice").removeHandler(told)
+    for app in made:
+        assert_nothing_secret_was_told(app, told.lines)
 
 
 @pytest.fixture
