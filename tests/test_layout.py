@@ -41,6 +41,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pages": VALUES | {"content_policy", "links", "themes"},
     "entrance": VALUES | {"oidc", "sessions"},
     "judge": MEANS | {"gateways", "pages", "pipeline", "entrance", "navigation"},
+    "fastlane": VALUES | {"logs", "ops", "judge"},
+    "protocol": VALUES | {"logs", "fastlane"},
+    "pool": VALUES | {"logs"},
+    "worker": VALUES | {"logs", "fastlane", "pool", "protocol"},
     "site": MEANS | {"navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn"},
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
@@ -65,6 +69,11 @@ DOORS: dict[str, set[str]] = {
     "kubernetes": {"kubernetes.kubeconfig"},
     "yaml": {"kubernetes.kubeconfig"},
     "gunicorn": {"worker"},
+    "uvicorn": {"worker", "protocol"},
+    "uvicorn_worker": {"worker"},
+    "httptools": {"protocol"},
+    "uvloop": {"worker"},
+    "a2wsgi": {"pool"},
     "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
 }
 

@@ -464,6 +464,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "SESSION_COOKIE_SECURE": ("", "Auto", "yes"),
     "SESSION_COOKIE_HTTPONLY": ("",),
     "SESSION_SAME_SITE": ("Loose", "lax ", "false"),
+    "SESSION_CACHE_SIZE": ("", "-1", "many"),
     "SECRET_KEY": ("short", "fifteen-letters"),
     "CLIENT_PRIVATE_KEY": (
         "not a key",
@@ -510,6 +511,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "WEB_SERVER_PORT": ("", "70000"),
     "READINESS_PROBE_PORT": ("0", "none"),
     "WEB_CONCURRENCY": ("", "0", "many"),
+    "WORKER_CLASS": ("", "sync", "Fast"),
+    "LOG_ALLOWED": ("", "yes"),
     "LOG_LEVEL": ("", "info", "TRACE", "Warn"),
 }
 TAKES_ANYTHING = {

@@ -309,6 +309,10 @@ class Declared:
         kinds.optional(kinds.choice("Lax", "Strict", "None", any_case=True), "Lax"), "Lax",
         "The cookie's SameSite attribute. `None` needs a Secure cookie.",
     )
+    session_cache_size: int = _session(
+        kinds.whole(0, 10_000_000, "sessions"), "20000",
+        "How many sessions each worker keeps in memory, so that their checks need no store. `0`: none.",
+    )
     secret_key: Secret = _session(
         kinds.at_least(16), "",
         "The key of logins on their way, the same on all replicas. Needed only without a client secret "
@@ -380,6 +384,14 @@ class Declared:
         otherwise="none", example="8081",
     )
     web_concurrency: int = _server(kinds.whole(1, 512), "2", "The number of worker processes.")
+    worker_class: Literal["fast", "gthread"] = _server(
+        kinds.choice("fast", "gthread"), "fast",
+        "How requests are served. `fast`: what is known in memory is answered at once, the rest by "
+        "threads. `gthread`: everything by gunicorn's own threads, with the same answers.",
+    )
+    log_allowed: bool = _server(
+        kinds.SWITCH, "false", "Log requests that pass, too, one line each.",
+    )
     log_level: Literal["FATAL", "ERROR", "WARN", "INFO", "DEBUG"] = _server(
         kinds.choice("FATAL", "ERROR", "WARN", "INFO", "DEBUG"), "INFO", "The least important lines to log.",
     )
