@@ -8,6 +8,7 @@ Flask-Session's hooks over them. This room knows no token endpoint and no gatewa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Protocol
@@ -58,6 +59,33 @@ class Entry:
     expires: datetime
 
 
+Forget = Callable[[str | None], None]
+"""Told a store key whose entry changed, or ``None`` when everything may have. Called from any thread."""
+
+
+class Watch(Protocol):
+    """Says whether copies of a store's entries are still what the store holds, for one process.
+
+    Nothing here waits for another process or for the network, and nothing raises. Safe for
+    threads. Before ``start``, after ``stop`` and in doubt, nothing is known.
+    """
+
+    def stamp(self) -> object | None:
+        """Equal (``==``) to an earlier stamp: since that one was given, nothing changed in the
+        store except what ``forget`` was told before this one is given. ``None``: it cannot be
+        known now whether something changed, so the store must be read."""
+
+    def holds(self, key: str, version: int) -> bool:
+        """Whether the store still holds this version, asked when the stamp is another one than
+        the copy's. ``False`` also when that cannot be told without waiting."""
+
+    def start(self) -> None:
+        """Begins the work in this process, and again in each process forked from it."""
+
+    def stop(self) -> None:
+        """Ends the work and lets go of files and connections. Doing so again is no error."""
+
+
 class Store(Protocol):
     """Bytes under keys, each with an expiry on the clock that the store was given. Every method
     but ``close`` raises `errors.StoreDown` when the store does not answer in time, and nothing
@@ -91,6 +119,9 @@ class Store(Protocol):
 
     def ping(self) -> None:
         """Returns when the store can be read *and* written."""
+
+    def watch(self, forget: Forget) -> Watch:
+        """A new watch over this store's entries, not yet started. Waits for nothing."""
 
     def close(self) -> None:
         """Lets go of files and connections; a later call opens them anew."""
