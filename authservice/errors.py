@@ -11,6 +11,7 @@ came from a provider or a client.
     AuthServiceError
     ├── SettingsError            start-up only: every problem at once, exit status 2
     ├── Refused            401   a credential that is ours, and bad
+    ├── SessionOver        401   a session that its provider lets go on no longer
     ├── Forbidden          403   an identity that may not
     ├── Misdirected        403   the gateway's check cannot be understood: a wiring fault
     ├── LoginRefused             the callback's refusals
@@ -89,6 +90,15 @@ class Refused(AuthServiceError):
     status = 401
     reason = Reason.INVALID_TOKEN
     public = "The credentials sent with this request are not valid."
+
+
+class SessionOver(AuthServiceError):
+    """The provider refuses to let a session go on (``invalid_grant``), or answers for somebody else:
+    the session is to be ended. Waiting or asking again does not help."""
+
+    status = 401
+    reason = Reason.NOT_AUTHENTICATED
+    public = "Your session has ended. Please log in again."
 
 
 class Forbidden(AuthServiceError):

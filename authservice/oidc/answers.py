@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -49,8 +49,20 @@ class Tokens:
 
 
 def read_token_response(answer: Response, now: datetime) -> Tokens:
-    """Reads the answer of the token endpoint (RFC 6749 §5.1 and §5.2, OpenID Connect Core 1.0
-    §3.1.3.3). Raises `EndpointRefused` for an error, `errors.ProviderWrong` for what is none."""
+    """Reads the answer to a code (RFC 6749 §5.1 and §5.2, OpenID Connect Core 1.0 §3.1.3.3).
+    Raises `EndpointRefused` for an error, `errors.ProviderWrong` for what is none."""
+    return _tokens(_token_body(answer), now, frozenset({"access_token", "id_token"}))
+
+
+def read_refresh_response(answer: Response, now: datetime, refresh_token: str) -> Tokens:
+    """Reads the answer to a refresh token (RFC 6749 §6, OpenID Connect Core 1.0 §12.2). It may leave
+    out the ID token, and also the refresh token: then the one that was sent stays in use. Raises as
+    `read_token_response`."""
+    tokens = _tokens(_token_body(answer), now, frozenset({"access_token"}))
+    return tokens if tokens.refresh_token else replace(tokens, refresh_token=refresh_token)
+
+
+def _token_body(answer: Response) -> dict[str, Any]:
     what = "token endpoint"
     if answer.status != 200:
         raise EndpointRefused(what, answer.status, error_code(answer))
@@ -60,12 +72,14 @@ def read_token_response(answer: Response, now: datetime) -> Tokens:
     kind = body.get("token_type", "Bearer")
     if not isinstance(kind, str) or kind.lower() != "bearer":
         raise ProviderWrong(f"{what}: token_type is not Bearer")
-    return Tokens(
-        access_token=_token(body, "access_token"),
-        id_token=_token(body, "id_token"),
-        refresh_token=_token(body, "refresh_token") if body.get("refresh_token") is not None else "",
-        access_token_expires=_expiry(body.get("expires_in"), now),
-    )
+    return body
+
+
+def _tokens(body: Mapping[str, Any], now: datetime, needed: frozenset[str]) -> Tokens:
+    names = ("access_token", "id_token", "refresh_token")
+    present = needed | {name for name in names if body.get(name) not in (None, "")}
+    given = {name: _token(body, name) if name in present else "" for name in names}
+    return Tokens(access_token_expires=_expiry(body.get("expires_in"), now), **given)
 
 
 def read_userinfo(answer: Response) -> dict[str, Any]:

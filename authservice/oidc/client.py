@@ -28,12 +28,13 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from authservice.check import NeedsIO, Reach
-from authservice.errors import NotReady, ProviderBusy, ProviderSilent, ProviderWrong, Unavailable
+from authservice.errors import NotReady, ProviderBusy, ProviderSilent, ProviderWrong, SessionOver, Unavailable
 from authservice.oidc.answers import (
     EndpointRefused,
     Tokens,
     error_code,
     is_sendable,
+    read_refresh_response,
     read_token_response,
     read_userinfo,
 )
@@ -116,6 +117,26 @@ class Client:
             ),
         )
         return read_token_response(answer, self._now())
+
+    def refresh(self, metadata: Metadata, refresh_token: str) -> Tokens:
+        """Exchanges a refresh token for new tokens (RFC 6749 §6), for the scope that it has. Where
+        the provider gives no new refresh token, the answer holds the one that was sent. The ID token
+        is not checked here. Raises `errors.SessionOver` when the provider refuses this very token
+        (``invalid_grant``), and otherwise as `redeem`."""
+        answer = self._authenticated_call(
+            "token endpoint",
+            metadata,
+            lambda oauth: oauth.fetch_token(
+                metadata.token_endpoint, grant_type="refresh_token", refresh_token=refresh_token
+            ),
+        )
+        try:
+            return read_refresh_response(answer, self._now(), refresh_token)
+        except EndpointRefused as error:
+            # A server error is about the server, whatever its body says.
+            if error.code == "invalid_grant" and error.answered < 500:
+                raise SessionOver(str(error)) from None
+            raise
 
     def userinfo(self, metadata: Metadata, access_token: str) -> dict[str, Any]:
         """The claims of the userinfo endpoint, which must exist (OpenID Connect Core 1.0 §5.3).
