@@ -24,7 +24,7 @@ import ssl
 import threading
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import lru_cache
 from http.client import HTTPConnection, HTTPSConnection
@@ -35,7 +35,7 @@ from urllib.parse import parse_qs, parse_qsl, quote, unquote_plus, urlencode, ur
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-ENDPOINTS = ("discovery", "jwks", "authorize", "token", "userinfo", "revoke", "introspect")
+ENDPOINTS = ("discovery", "jwks", "authorize", "token", "userinfo", "revoke", "introspect", "end_session")
 
 MISBEHAVIOURS: dict[str, str] = {
     # the ID token
@@ -74,6 +74,21 @@ MISBEHAVIOURS: dict[str, str] = {
     "token_no_id_token": "200 without id_token",
     "token_no_access_token": "200 without access_token",
     "token_answer": "value: members that replace those of the token answer; None removes one",
+    # the token endpoint, for refresh tokens only
+    "refresh_invalid_grant": "400 invalid_grant; the token is spent",
+    "refresh_invalid_client": "401 invalid_client",
+    "refresh_error_500": "500; nothing is spent",
+    "refresh_lost": "new tokens are made, the old one is spent, and the connection closes without an answer",
+    "slow_refresh": "value: seconds before the answer",
+    "refresh_other_iss": "iss of the new ID token has 1 appended",
+    "refresh_other_sub": "sub of the new ID token has 1 appended",
+    "refresh_other_aud": "aud of the new ID token is another client",
+    "refresh_other_nonce": "the new ID token has a nonce of another login",
+    "refresh_same_nonce": "the new ID token has the nonce of the login",
+    "refresh_other_auth_time": "auth_time of the new ID token is a second off",
+    "refresh_old_iat": "iat of the new ID token lies two hours back",
+    "refresh_no_id_token": "200 without id_token",
+    "refresh_no_refresh_token": "200 without refresh_token; the old one stays good",
     # userinfo
     "userinfo_other_sub": "sub has text appended",
     "userinfo_missing_sub": "no sub",
@@ -90,6 +105,9 @@ MISBEHAVIOURS: dict[str, str] = {
     "introspect_busy": "429",
     "introspect_answer": "value: members that replace those of an active answer; None removes one",
     "introspect_body": "value: exactly these bytes as the answer",
+    # the end of a session
+    "end_session_other_state": "state comes back with text appended",
+    "end_session_no_state": "no state comes back",
 }
 MISBEHAVIOURS |= {
     name.format(endpoint): meaning
@@ -113,6 +131,37 @@ MISBEHAVIOURS |= {
     }.items()
 }
 
+EVENT = "http://schemas.openid.net/event/backchannel-logout"
+LOGOUT_TOKENS: dict[str, str] = {
+    "alg_none": "unsigned",
+    "wrong_alg": "ES256 by a published key",
+    "bad_signature": "each byte of the signature is changed",
+    "unknown_kid": "a kid that is in no key set; a new one each time",
+    "typ_id": "typ is of another kind of token (at+jwt)",
+    "no_iss": "no iss",
+    "wrong_iss": "iss has 1 appended",
+    "no_aud": "no aud",
+    "wrong_aud": "aud has 1 appended",
+    "no_iat": "no iat",
+    "old_iat": "iat lies an hour back, without exp",
+    "future_iat": "iat lies an hour ahead",
+    "expired": "exp lies ten minutes back",
+    "no_jti": "no jti",
+    "no_event": "no events",
+    "wrong_event": "another event",
+    "events_list": "events is a list",
+    "event_text": "the event's member is text",
+    "with_nonce": "a nonce",
+    "null_nonce": "a nonce that is null",
+    "nobody": "neither sid nor sub",
+}
+"""Ways in which `FakeProvider.logout_token` makes a wrong one."""
+
+
+def nasty_sid() -> str:
+    """A new ``sid`` of 35 printable characters as the certification suite makes them (D20)."""
+    return f"""{secrets.token_hex(8)} "'\\&#%41+<>;=,/?:@"""
+
 
 @dataclass(frozen=True)
 class Call:
@@ -132,6 +181,7 @@ class _Grant:
     challenge: str
     nonce: str | None
     claims: dict[str, Any]
+    sid: str | None = None
 
 
 @dataclass
@@ -173,7 +223,13 @@ class FakeProvider:
     ``claims`` are the person's, given by userinfo; ``id_token_claims`` stand in the ID token
     besides the protocol's, ``introspection_claims`` in an introspection. ``metadata`` replaces
     members of the discovery document (``None`` removes one). ``announces_iss`` switches RFC 9207
-    on. ``clock`` gives the provider's time.
+    on. ``clock`` gives the provider's time. ``new_sid`` makes the ``sid`` of each login; without it
+    there is none. ``token_lifetime`` is an access token's, in seconds. ``has_end_session`` switches
+    the end-session endpoint on; ``post_logout_addresses`` are the registered ones, and
+    ``on_end_session`` runs before that endpoint answers.
+
+    Refresh tokens rotate: each is good once. ``refreshes`` counts those that brought new tokens,
+    ``spent_refreshes`` the attempts with a token that was used before.
     """
 
     def __init__(
@@ -200,6 +256,13 @@ class FakeProvider:
         self.introspection_claims: dict[str, Any] = {}
         self.metadata: dict[str, Any] = {}
         self.announces_iss = False
+        self.new_sid: Callable[[], str] | None = None
+        self.token_lifetime = 3600
+        self.has_end_session = False
+        self.post_logout_addresses: set[str] = set()
+        self.on_end_session: Callable[[Call], None] | None = None
+        self.refreshes = 0
+        self.spent_refreshes = 0
         self.clock: Callable[[], datetime] = lambda: datetime.now(timezone.utc)
         self.jwks_path = "jwks"
         self.signing_algorithm = "RS256"
@@ -212,6 +275,8 @@ class FakeProvider:
         self._access_tokens: dict[str, dict[str, Any]] = {}
         self._expiries: dict[str, int] = {}
         self._refresh_tokens: dict[str, _Grant] = {}
+        self._spent: set[str] = set()
+        self._issued: set[str] = set()
         self._generation = 0
         self._lock = threading.RLock()
         self._stopping = threading.Event()
@@ -371,9 +436,12 @@ class FakeProvider:
             "userinfo": self._userinfo,
             "revoke": self._revoke,
             "introspect": self._introspect,
+            "end_session": self._end_session,
         }
         if endpoint not in answers:
             return _json(404, {"error": "not_found"})
+        if endpoint == "end_session" and self.on_end_session is not None:
+            self.on_end_session(call)
         with self._lock:
             return self._disguised(endpoint, answers[endpoint](call))
 
@@ -406,6 +474,8 @@ class FakeProvider:
         }  # fmt: skip
         if self.announces_iss:
             document["authorization_response_iss_parameter_supported"] = True
+        if self.has_end_session:
+            document["end_session_endpoint"] = self.address("end_session")
         document.update(self.metadata)
         return _json(200, {name: value for name, value in document.items() if value is not None})
 
@@ -442,8 +512,9 @@ class FakeProvider:
             code = secrets.token_hex(16)
             if "wrong_code" not in self._faults:
                 self._codes[code] = _Grant(
-                    asked["redirect_uri"], asked["code_challenge"], asked.get("nonce"), dict(self.claims)
-                )
+                    asked["redirect_uri"], asked["code_challenge"], asked.get("nonce"), dict(self.claims),
+                    None if self.new_sid is None else self.new_sid(),
+                )  # fmt: skip
             given["code"] = code
         if self.announces_iss and "missing_iss_parameter" not in self._faults:
             given["iss"] = self.issuer
@@ -474,12 +545,32 @@ class FakeProvider:
         if "token_200_error" in self._faults:
             return _json(200, {"error": "invalid_grant"})
         if call.form.get("grant_type") == "refresh_token":
-            grant = self._refresh_tokens.pop(call.form.get("refresh_token", ""), None)
-        else:
-            grant = self._redeemed(call)
+            return self._refresh(call.form.get("refresh_token", ""))
+        grant = self._redeemed(call)
         if grant is None:
             return _json(400, {"error": "invalid_grant"})
         return _json(200, self._tokens(grant))
+
+    def _refresh(self, token: str) -> _Reply:
+        """RFC 6749 §6 with rotation; a person's newer claims stand in the new tokens."""
+        if "refresh_error_500" in self._faults:
+            return _json(500, {"error": "invalid_grant"})
+        if "refresh_invalid_client" in self._faults:
+            return _json(401, {"error": "invalid_client"})
+        self.spent_refreshes += token in self._spent
+        grant = self._refresh_tokens.pop(token, None)
+        if grant is None or "refresh_invalid_grant" in self._faults:
+            return _json(400, {"error": "invalid_grant", "error_description": "<b>secret detail</b>"})
+        self.refreshes += 1
+        if self.claims.get("sub") == grant.claims["sub"]:
+            grant = replace(grant, claims=dict(self.claims))
+        answer = self._tokens(grant, refreshed=True)
+        if "refresh_no_refresh_token" in self._faults:
+            del self._refresh_tokens[answer.pop("refresh_token")]
+            self._refresh_tokens[token] = grant
+        else:
+            self._spent.add(token)
+        return _json(200, answer)
 
     def _redeemed(self, call: Call) -> _Grant | None:
         """The grant of a code, once, for who began and with the same redirect address."""
@@ -491,20 +582,24 @@ class FakeProvider:
         fits = challenge == grant.challenge and call.form.get("redirect_uri") == grant.redirect_uri
         return grant if fits and 43 <= len(verifier) <= 128 else None
 
-    def _tokens(self, grant: _Grant) -> dict[str, Any]:
+    def _tokens(self, grant: _Grant, refreshed: bool = False) -> dict[str, Any]:
         access, refresh = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
         self._access_tokens[access] = grant.claims
+        self._expiries[access] = int(self.clock().timestamp() + self.token_lifetime)
         self._refresh_tokens[refresh] = grant
         answer: dict[str, Any] = {
             "access_token": access,
             "token_type": "Bearer",
-            "expires_in": 3600,
+            "expires_in": self.token_lifetime,
             "refresh_token": refresh,
-            "id_token": self._id_token(grant, access),
+            "id_token": self._id_token(grant, access, refreshed),
         }
+        self._issued.add(answer["id_token"])
+        if refreshed and "refresh_no_id_token" in self._faults:
+            del answer["id_token"]
         for name in ("id_token", "access_token"):
             if f"token_no_{name}" in self._faults:
-                del answer[name]
+                answer.pop(name, None)
         if "token_id_token" in self._faults:
             answer["id_token"] = self._faults["token_id_token"]
         answer.update(self._faults.get("token_answer", {}))
@@ -595,11 +690,14 @@ class FakeProvider:
 
     # --- the ID token -------------------------------------------------------------------------
 
-    def _id_token(self, grant: _Grant, access_token: str) -> str:
+    def _id_token(self, grant: _Grant, access_token: str, refreshed: bool = False) -> str:
         fault = self._faults
         if "rotated_key" in fault:
             self.rotate_keys()
-        claims = self.good_claims(grant.claims["sub"], grant.nonce, access_token)
+        # A refreshed one should have no nonce (OpenID Connect Core 1.0 §12.2).
+        claims = self.good_claims(grant.claims["sub"], None if refreshed else grant.nonce, access_token)
+        if grant.sid is not None:
+            claims["sid"] = grant.sid
         changes: dict[str, dict[str, Any]] = {
             "wrong_issuer": {"iss": claims["iss"] + "1"},
             "missing_sub": {"sub": None},
@@ -615,6 +713,16 @@ class FakeProvider:
             "missing_nonce": {"nonce": None},
             "wrong_at_hash": {"at_hash": half_sha256("another access token")},
         }
+        if refreshed:
+            changes |= {
+                "refresh_other_iss": {"iss": claims["iss"] + "1"},
+                "refresh_other_sub": {"sub": f"{claims['sub']}1"},
+                "refresh_other_aud": {"aud": "another-client"},
+                "refresh_other_nonce": {"nonce": f"{grant.nonce}1"},
+                "refresh_same_nonce": {"nonce": grant.nonce},
+                "refresh_other_auth_time": {"auth_time": claims.get("auth_time", 0) + 1},
+                "refresh_old_iat": {"iat": claims["iat"] - 7200},
+            }
         for name, change in changes.items():
             if name in fault:
                 claims = {key: value for key, value in {**claims, **change}.items() if value is not None}
@@ -647,12 +755,7 @@ class FakeProvider:
         token = self.sign(claims, header)
         if "alg_none" in fault:
             return jwt.encode(claims, "", algorithm="none", headers=header)
-        if "bad_signature" in fault:
-            signed, _, signature = token.rpartition(".")
-            raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
-            changed = bytes(byte ^ 0x5A for byte in raw)
-            return f"{signed}.{base64.urlsafe_b64encode(changed).rstrip(b'=').decode()}"
-        return token
+        return with_bad_signature(token) if "bad_signature" in fault else token
 
     def sign(self, claims: Mapping[str, Any], header: Mapping[str, Any] | None = None) -> str:
         """A token signed with the key that the key set announces for signing."""
@@ -662,6 +765,75 @@ class FakeProvider:
             algorithm="RS256",
             headers={"kid": self.kid} if header is None else dict(header),
         )
+
+    # --- logout tokens ------------------------------------------------------------------------
+
+    def logout_token(self, wrong: str = "", *, sub: str | None = None, sid: str | None = None,
+                     header: Mapping[str, Any] | None = None, **claims: Any) -> str:
+        """A logout token about a subject, a ``sid`` or both, as the certification suite makes them:
+        without ``typ``, with ``exp`` in two minutes and a claim of no meaning. ``wrong`` is one of
+        `LOGOUT_TOKENS`; ``claims`` replace (`None` removes one); ``header`` replaces members."""
+        if wrong not in ("", *LOGOUT_TOKENS):
+            raise KeyError(f"{wrong} is no wrong logout token; there are {', '.join(LOGOUT_TOKENS)}")
+        now = int(self.clock().timestamp())
+        good = {
+            "iss": self.issuer, "aud": self.client_id, "iat": now, "exp": now + 120, "sub": sub, "sid": sid,
+            "jti": secrets.token_hex(16), "events": {EVENT: {}}, "x-no-meaning": secrets.token_hex(4), **claims,
+        }  # fmt: skip
+        changes: dict[str, dict[str, Any]] = {
+            "no_iss": {"iss": None}, "wrong_iss": {"iss": f"{self.issuer}1"},
+            "no_aud": {"aud": None}, "wrong_aud": {"aud": f"{self.client_id}1"},
+            "no_iat": {"iat": None}, "old_iat": {"iat": now - 3600, "exp": None},
+            "future_iat": {"iat": now + 3600, "exp": now + 3720}, "expired": {"exp": now - 600},
+            "no_jti": {"jti": None}, "no_event": {"events": None},
+            "wrong_event": {"events": {"http://schemas.openid.net/event/other": {}}},
+            "events_list": {"events": [EVENT]}, "event_text": {"events": {EVENT: "{}"}},
+            "with_nonce": {"nonce": "n-1"}, "nobody": {"sub": None, "sid": None},
+        }  # fmt: skip
+        payload = {k: v for k, v in {**good, **changes.get(wrong, {})}.items() if v is not None}
+        if wrong == "null_nonce":
+            payload["nonce"] = None
+        head: dict[str, Any] = {"typ": None, "kid": self.kid, **(header or {})}
+        if wrong == "alg_none":
+            return jwt.encode(payload, "", algorithm="none", headers=head)
+        if wrong == "wrong_alg":
+            return jwt.encode(payload, ec_key(0), algorithm="ES256", headers={**head, "kid": "es"})
+        if wrong == "unknown_kid":
+            head["kid"] = secrets.token_hex(8)
+        if wrong == "typ_id":
+            head["typ"] = "at+jwt"
+        token = self.sign(payload, head)
+        return with_bad_signature(token) if wrong == "bad_signature" else token
+
+    def _end_session(self, call: Call) -> _Reply:
+        """RP-Initiated Logout 1.0 §2, §3: the hint is a token that was issued here, the address one
+        that is registered."""
+        asked = {**call.query, **call.form}
+        address = asked.get("post_logout_redirect_uri")
+        hint = asked.get("id_token_hint")
+        if hint is not None and hint not in self._issued:
+            return _json(400, {"error": "invalid_request", "error_description": "id_token_hint"})
+        if asked.get("client_id", self.client_id) != self.client_id:
+            return _json(400, {"error": "invalid_request", "error_description": "client_id"})
+        if address is None:
+            return _Reply(200, b"<!doctype html><title>Logged out</title>", {"Content-Type": "text/html"})
+        if address not in self.post_logout_addresses:
+            return _json(400, {"error": "invalid_request", "error_description": "post_logout_redirect_uri"})
+        state = asked.get("state")
+        if state is not None and "end_session_other_state" in self._faults:
+            state += "-other"
+        if state is None or "end_session_no_state" in self._faults:
+            return _Reply(302, b"", {"Location": address})
+        joint = "&" if "?" in address else "?"
+        return _Reply(302, b"", {"Location": f"{address}{joint}{urlencode({'state': state})}"})
+
+
+def with_bad_signature(token: str) -> str:
+    """The token with each byte of its signature changed."""
+    signed, _, signature = token.rpartition(".")
+    raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
+    changed = bytes(byte ^ 0x5A for byte in raw)
+    return f"{signed}.{base64.urlsafe_b64encode(changed).rstrip(b'=').decode()}"
 
 
 def half_sha256(value: str) -> str:
@@ -732,8 +904,15 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if f"slow_{endpoint}" in faults:
             provider._stopping.wait(float(faults[f"slow_{endpoint}"]))
+        refreshing = call.form.get("grant_type") == "refresh_token"
+        if refreshing and "slow_refresh" in faults:
+            provider._stopping.wait(float(faults["slow_refresh"]))
+        reply = provider.answer(call)
+        if refreshing and "refresh_lost" in faults:
+            self.close_connection = True
+            return
         try:
-            self._send(provider, endpoint, provider.answer(call))
+            self._send(provider, endpoint, reply)
         except OSError:
             self.close_connection = True
 

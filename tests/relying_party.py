@@ -11,8 +11,10 @@ import pytest
 from authservice.errors import AuthServiceError
 from authservice.oidc.client import Client, Credentials
 from authservice.oidc.login import Begun, Finished, LoginFlow
+from authservice.oidc.logout import BackChannel
 from authservice.oidc.metadata import BASIC, Overrides
 from authservice.oidc.provider import Provider
+from authservice.oidc.renewal import Held, Renewal, Renewed
 from authservice.outbound import Http
 from authservice.sessions.seal import Keyring
 from tests.provider import FakeProvider
@@ -72,6 +74,9 @@ class RelyingParty:
             **flow,
         )
 
+        self.renewal = Renewal(self.provider, self.client, now=self.clock)
+        self.back_channel = BackChannel(self.provider, fake.client_id, now=self.clock)
+
     def _spend(self, name: str, lifetime: timedelta) -> bool:
         assert lifetime > timedelta(0)
         if name in self.spent:
@@ -104,6 +109,17 @@ class RelyingParty:
 
     def called(self, endpoint: str) -> int:
         return len(self.fake.calls(endpoint))
+
+
+def held(finished: Finished) -> Held:
+    """What a session holds after a login."""
+    claims = finished.claims
+    return Held(claims["iss"], claims["sub"], claims, finished.id_token, finished.refresh_token)
+
+
+def held_on(before: Held, renewed: Renewed) -> Held:
+    """What it holds after a renewal."""
+    return Held(before.issuer, before.subject, renewed.claims, renewed.id_token, renewed.refresh_token)
 
 
 def cookie(begun: Begun) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Claims of one person from two answers of the provider, as one set of claims.
 
 Userinfo completes what an ID token or an introspection said. That both speak of the same ``sub`` is
-for the caller to have checked. Called by `oidc.login` and `oidc.opaque`.
+for the caller to have checked. Called by `oidc.login`, `oidc.renewal` and `oidc.opaque`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ _PROTOCOL_CLAIMS = frozenset({
     "at_hash", "c_hash", "s_hash", "sid", "events",
 })  # fmt: skip
 _VOUCHED_FOR = {"email": "email_verified", "phone_number": "phone_number_verified"}
+_ADDRESS_OF = {verified: address for address, verified in _VOUCHED_FOR.items()}
 
 
 def merge_claims(first: Mapping[str, Any], userinfo: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,6 +36,30 @@ def merge_claims(first: Mapping[str, Any], userinfo: Mapping[str, Any]) -> dict[
         if claim in given and given[claim] != first.get(claim) and verified not in given:
             merged.pop(verified, None)
     return merged
+
+
+def follow_claims(
+    known: Mapping[str, Any], old: Mapping[str, Any], new: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``known`` claims, merged once of an ID token (``old``) and userinfo, as they are by a ``new`` ID
+    token while userinfo does not answer. What was the old token's follows the new one, and is gone
+    when the new one lacks it; what was userinfo's stays. An address is never left with what was said
+    of another one."""
+    followed = dict(known)
+    for name in {**old, **new}:
+        address = _ADDRESS_OF.get(name, name)
+        is_tokens = all(known.get(either) == old.get(either) for either in (name, address))
+        if not is_tokens and name not in _PROTOCOL_CLAIMS:
+            continue
+        followed.pop(name, None)
+        if name in new:
+            followed[name] = new[name]
+    for address, verified in _VOUCHED_FOR.items():
+        if followed.get(address) != known.get(address):
+            followed.pop(verified, None)
+            if verified in new:
+                followed[verified] = new[verified]
+    return followed
 
 
 def check_address(claims: Mapping[str, Any]) -> None:

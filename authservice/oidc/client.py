@@ -138,13 +138,17 @@ class Client:
                 raise SessionOver(str(error)) from None
             raise
 
-    def userinfo(self, metadata: Metadata, access_token: str) -> dict[str, Any]:
+    def userinfo(
+        self, metadata: Metadata, access_token: str, timeout: timedelta | None = None
+    ) -> dict[str, Any]:
         """The claims of the userinfo endpoint, which must exist (OpenID Connect Core 1.0 §5.3).
         That ``sub`` is the ID token's is left to the caller. Raises as `redeem`."""
         address = metadata.userinfo_endpoint or ""
         headers = {"Authorization": f"Bearer {access_token}"}
         try:
-            answer = self._http.get(address, headers, farthest=metadata.farthest(address))
+            answer = self._http.get(
+                address, headers, farthest=metadata.farthest(address), timeout=timeout
+            )
         except OutboundFault as fault:
             raise _refusal("userinfo", fault) from None
         return read_userinfo(answer)

@@ -79,6 +79,22 @@ BEARER_ID_TOKEN = replace(ID_TOKEN, name="bearer_id_token", kinds=frozenset({"",
 """An ID token that a program sends to prove who it is: as old as its ``exp`` allows, and nothing else
 in disguise."""
 
+LOGOUT_TOKEN_AGE = timedelta(minutes=5)
+REFRESHED_ID_TOKEN = replace(ID_TOKEN, name="refreshed_id_token", max_age=None)
+"""The ID token of a refresh answer (OpenID Connect Core 1.0 §12.2). That it is about the same login, and
+no older than the one that it replaces, is `oidc.renewal`'s to compare."""
+
+LOGOUT_TOKEN = Profile(
+    name="logout_token",
+    types=frozenset({"", "jwt", "logout+jwt"}),
+    required=("iss", "aud", "iat", "jti", "events"),
+    forbidden=("nonce",),
+    texts=("jti", "sid"),
+    max_age=LOGOUT_TOKEN_AGE,
+)
+"""A logout token (OpenID Connect Back-Channel Logout 1.0 §2.4). Some providers leave ``exp`` out, so its
+age is limited by ``iat``. What it says is `oidc.logout`'s to read."""
+
 ACCESS_TOKEN = Profile(
     name="access_token",
     types=frozenset({"", "jwt", "at+jwt"}),
