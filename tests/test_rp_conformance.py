@@ -3,18 +3,31 @@
 The provider judges as the certification suite does: a token is taken for refused when userinfo is
 not called, and every call to it must be one that it published. Beyond that, the outcome of the
 login itself is looked at. The suite's issuers have a path and end in a slash, and so does ours.
+Logout is judged here by what is sent to the provider and by what is believed of its notices; what
+is answered to them is tested where they are answered.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator
+from urllib.parse import urlencode
 
+import jwt
 import pytest
 
-from authservice.errors import NotReady, ProviderWrong
-from tests.provider import FakeProvider, public_jwk, rsa_key
-from tests.relying_party import RelyingParty
+from authservice.errors import NotReady, ProviderWrong, SessionOver
+from authservice.oidc.login import Finished
+from authservice.oidc.logout import (
+    LogoutNotice,
+    LogoutRefused,
+    end_session_url,
+    provider_origins,
+    read_front_channel,
+    read_logout_form,
+)
+from tests.provider import Call, FakeProvider, nasty_sid, public_jwk, rsa_key
+from tests.relying_party import RelyingParty, held
 
 
 @pytest.fixture
@@ -22,6 +35,9 @@ def fake() -> Iterator[FakeProvider]:
     with FakeProvider(path="/test/a/authservice/") as provider:
         yield provider
         assert not provider.calls("unknown"), "nothing was called that was not published (D9)"
+
+
+Module = Callable[[FakeProvider], None]
 
 
 def accepted(rp: RelyingParty) -> None:
@@ -50,9 +66,12 @@ def _judge_requests(rp: RelyingParty) -> None:
         assert not (asked.get("max_age") == "0" and asked.get("prompt") == "none")
         assert asked["code_challenge_method"] == "S256" and len(asked["nonce"]) <= 43
     for call in rp.fake.calls("token"):
-        assert call.method == "POST" and call.form["grant_type"] == "authorization_code"
+        assert call.method == "POST" and call.headers["authorization"].startswith("Basic ")
         assert call.form.get("client_id", rp.fake.client_id) == rp.fake.client_id
-        assert call.form["redirect_uri"] and call.headers["authorization"].startswith("Basic ")
+        if call.form["grant_type"] == "refresh_token":
+            assert set(call.form) == {"grant_type", "refresh_token"}
+        else:
+            assert call.form["grant_type"] == "authorization_code" and call.form["redirect_uri"]
     for call in rp.fake.calls("userinfo"):
         assert call.headers["authorization"].startswith("Bearer ") and not call.query and not call.form
     challenges = [call.query["code_challenge"] for call in rp.fake.calls("authorize")]
@@ -145,7 +164,105 @@ def rotation(fake: FakeProvider) -> None:
     assert rp.called("jwks") == 2 and rp.called("userinfo") == 2
 
 
-Module = Callable[[FakeProvider], None]
+# --- §3.3: logout -----------------------------------------------------------------------------
+
+AFTER_LOGOUT = "https://app.example/authservice/site/after_logout"
+
+
+def end_session(fake: FakeProvider) -> tuple[RelyingParty, Finished, str]:
+    """A login and a logout that we began: the session, and where the browser lands."""
+    fake.has_end_session = True
+    fake.new_sid = nasty_sid
+    fake.post_logout_addresses = {AFTER_LOGOUT}
+    rp = RelyingParty(fake)
+    finished = rp.login()
+    url = end_session_url(
+        rp.provider.metadata(), client_id=fake.client_id, id_token=finished.id_token,
+        return_to=AFTER_LOGOUT, state="a-state-of-ours",
+    )  # fmt: skip
+    landed = fake.authorize_location(url or "")
+    (call,) = fake.calls("end_session")
+    assert call.query["id_token_hint"] == finished.id_token
+    assert call.query["post_logout_redirect_uri"] == AFTER_LOGOUT and call.query["state"]
+    _judge_requests(rp)
+    return rp, finished, landed
+
+
+def rp_init_logout(answered: str, *misbehaviours: str) -> Module:
+    """The state that comes back decides nothing: the page that is landed on is the same."""
+
+    def module(fake: FakeProvider) -> None:
+        for name in misbehaviours:
+            fake.misbehave(name)
+        assert end_session(fake)[2] == AFTER_LOGOUT + answered
+
+    return module
+
+
+def back_channel(wrong: str = "") -> Module:
+    """The logout token comes while our end-session request is still open."""
+
+    def module(fake: FakeProvider) -> None:
+        answers: list[LogoutNotice | LogoutRefused] = []
+
+        def notify(call: Call) -> None:
+            claims = jwt.decode(call.query["id_token_hint"], options={"verify_signature": False})
+            token = fake.logout_token(wrong, sub=claims["sub"], sid=claims["sid"])
+            form = urlencode({"logout_token": token, "extra": "field"}).encode()
+            try:
+                answers.append(rp.back_channel.read(read_logout_form("application/x-www-form-urlencoded", form)))
+            except LogoutRefused as refused:
+                answers.append(refused)
+
+        rp = RelyingParty(fake)
+        fake.on_end_session = notify
+        _, finished, _ = end_session(fake)
+        (answer,) = answers
+        if wrong:
+            assert isinstance(answer, LogoutRefused)
+        else:
+            assert isinstance(answer, LogoutNotice)
+            assert answer.sid == finished.provider_sid and answer.subject == finished.claims["sub"]
+
+    return module
+
+
+def front_channel(fake: FakeProvider) -> None:
+    """Without parameters, as the suite has it by default, and with them, put in as they are."""
+    rp = RelyingParty(fake)
+    fake.new_sid = nasty_sid
+    finished = rp.login()
+    assert read_front_channel("", fake.issuer).ends(finished.provider_sid)
+    query = urlencode({"iss": fake.issuer, "sid": finished.provider_sid})
+    assert read_front_channel(query, fake.issuer).ends(finished.provider_sid)
+    assert fake.origin in provider_origins(rp.provider.metadata()), "may frame the page"
+
+
+# --- §3.4: refresh and others -----------------------------------------------------------------
+
+
+def refresh_token(fake: FakeProvider) -> None:
+    rp = RelyingParty(fake)
+    session = held(rp.login())
+    renewed = rp.renewal.renew(session)
+    assert rp.called("userinfo") == 2
+    assert fake.calls("userinfo")[1].headers["authorization"] == f"Bearer {renewed.access_token}"
+    _judge_requests(rp)
+
+
+def refused_refresh(name: str) -> Module:
+    def module(fake: FakeProvider) -> None:
+        rp = RelyingParty(fake)
+        session = held(rp.login())
+        fake.misbehave(name)
+        with pytest.raises(SessionOver):
+            rp.renewal.renew(session)
+        assert rp.called("token") == 2 and rp.called("userinfo") == 1, "no userinfo call after it"
+        _judge_requests(rp)
+
+    return module
+
+
 
 BASIC: dict[str, Module] = {
     "oidcc-client-test": client_test,
@@ -171,6 +288,34 @@ CONFIG: dict[str, Module] = {
     "oidcc-client-test-signing-key-rotation-just-before-signing": rotation_just_before_signing,
     "oidcc-client-test-signing-key-rotation": rotation,
 }
+_BACK_CHANNEL = "oidcc-client-test-rp-backchannel-rpinitlogout"
+RP_INITIATED: dict[str, Module] = {
+    "oidcc-client-test-rp-init-logout": rp_init_logout("?state=a-state-of-ours"),
+    "oidcc-client-test-rp-init-logout-other-state": rp_init_logout(
+        "?state=a-state-of-ours-other", "end_session_other_state"
+    ),
+    "oidcc-client-test-rp-init-logout-no-state": rp_init_logout("", "end_session_no_state"),
+}
+BACK_CHANNEL: dict[str, Module] = {
+    _BACK_CHANNEL: back_channel(),
+    f"{_BACK_CHANNEL}-alg-none": back_channel("alg_none"),
+    f"{_BACK_CHANNEL}-no-event": back_channel("no_event"),
+    f"{_BACK_CHANNEL}-with-nonce": back_channel("with_nonce"),
+    f"{_BACK_CHANNEL}-wrong-alg": back_channel("wrong_alg"),
+    f"{_BACK_CHANNEL}-wrong-aud": back_channel("wrong_aud"),
+    f"{_BACK_CHANNEL}-wrong-event": back_channel("wrong_event"),
+    f"{_BACK_CHANNEL}-wrong-iss": back_channel("wrong_iss"),
+}
+FRONT_CHANNEL: dict[str, Module] = {
+    "oidcc-client-test-rp-frontchannel-rpinitlogout": front_channel,
+    "oidcc-client-test-rp-frontchannel-opinitlogout": front_channel,
+}
+REFRESH: dict[str, Module] = {
+    "oidcc-client-test-refresh-token": refresh_token,
+    "oidcc-client-test-refresh-token-invalid-issuer": refused_refresh("refresh_other_iss"),
+    "oidcc-client-test-refresh-token-invalid-sub": refused_refresh("refresh_other_sub"),
+    "oidcc-client-test-missing-aud": rejection("missing_aud"),
+}
 
 
 @pytest.mark.parametrize("module", BASIC)
@@ -181,3 +326,23 @@ def test_basic_rp(fake: FakeProvider, module: str) -> None:
 @pytest.mark.parametrize("module", CONFIG)
 def test_config_rp(fake: FakeProvider, module: str) -> None:
     CONFIG[module](fake)
+
+
+@pytest.mark.parametrize("module", RP_INITIATED)
+def test_rp_initiated_logout(fake: FakeProvider, module: str) -> None:
+    RP_INITIATED[module](fake)
+
+
+@pytest.mark.parametrize("module", BACK_CHANNEL)
+def test_back_channel_logout(fake: FakeProvider, module: str) -> None:
+    BACK_CHANNEL[module](fake)
+
+
+@pytest.mark.parametrize("module", FRONT_CHANNEL)
+def test_front_channel_logout(fake: FakeProvider, module: str) -> None:
+    FRONT_CHANNEL[module](fake)
+
+
+@pytest.mark.parametrize("module", REFRESH)
+def test_refresh_and_others(fake: FakeProvider, module: str) -> None:
+    REFRESH[module](fake)
