@@ -95,6 +95,7 @@ class TestEndSessionUrl:
             ("https://p.example/end?a=1&b=%2F&c", "https://p.example/end?a=1&b=%2F&c&id_token_hint="),
             ("https://p.example/end?", "https://p.example/end?id_token_hint="),
             ("https://p.example/end?a=1&", "https://p.example/end?a=1&id_token_hint="),
+            ("/dex/end", "/dex/end?id_token_hint="),
             ("https://p.example/end?a=x+y%20z", "https://p.example/end?a=x+y%20z&id_token_hint="),
         ],
     )

@@ -317,6 +317,16 @@ class TestOutages:
         fake.misbehave("userinfo_answer", {"sub": session.subject, "email": email})
         assert rp.renewal.renew(session).claims["email"] == "alice@example.com"
 
+    @pytest.mark.parametrize("userinfo", [True, False])
+    def test_claims_of_an_id_token_that_no_login_would_take(self, fake: FakeProvider, userinfo: bool) -> None:
+        if not userinfo:
+            fake.metadata["userinfo_endpoint"] = None
+        rp = RelyingParty(fake)
+        session = held(rp.login())
+        fake.id_token_claims["email"] = 7
+        with pytest.raises(ProviderWrong):
+            rp.renewal.renew(session)
+
     @pytest.mark.parametrize("names", [("unknown_kid",), ("rotated_key", "jwks_error_500")])
     def test_keys_that_are_not_to_be_had_lose_no_tokens(
         self, fake: FakeProvider, rp: RelyingParty, session: Held, names: tuple[str, ...]

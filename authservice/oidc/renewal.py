@@ -129,6 +129,7 @@ class Renewal:
         except TokenRefused as refused:
             error = SessionOver if refused.check in _OF_ANOTHER else ProviderWrong
             raise error(f"refreshed ID token: {refused.check}") from None
+        check_address(claims)
         return claims
 
     def _claims(
