@@ -174,7 +174,7 @@ class FrontChannelNotice:
 
     def ends(self, provider_sid: str) -> bool:
         """Whether it means the session of this ``sid`` (empty for one that has none)."""
-        return not self.sids or (provider_sid != "" and provider_sid in self.sids)
+        return not self.sids or provider_sid in self.sids
 
 
 def read_front_channel(query: str, issuer: str) -> FrontChannelNotice:
