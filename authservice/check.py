@@ -7,9 +7,11 @@ dialect renders that as a `Reply`. Nothing here knows a web framework, a socket 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 from authservice.errors import Reason
 from authservice.identity import Identity
@@ -106,10 +108,33 @@ class Login:
 Decision = Allow | Deny | Login
 
 
-@dataclass(frozen=True, slots=True)
+# What a header's value may hold (RFC 9110 §5.5) and a name consists of (§5.1).
+_FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_FIELD_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+@dataclass(frozen=True)
 class Reply:
     """An HTTP answer as a plain value; the only thing that a server edge ever sees."""
 
     status: int
     headers: tuple[tuple[str, str], ...] = field(default=())
     body: bytes = b""
+
+    @property
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """The headers to send: with the body's length, save where it has no place (RFC 9110 §8.6)."""
+        if self.status == 204:
+            return self.headers
+        return (*self.headers, ("Content-Length", str(len(self.body))))
+
+    @cached_property
+    def head(self) -> bytes:
+        """`lines` as HTTP/1.1 writes them (RFC 9112 §5), names in lower case.
+
+        Raises `ValueError` when a name or value could be read as more than one line.
+        """
+        for name, value in self.lines:
+            if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
+                raise ValueError("a header cannot be written on one line")
+        return b"".join(f"{name.lower()}: {value}\r\n".encode("latin-1") for name, value in self.lines)

@@ -203,10 +203,8 @@ def response(reply: Reply) -> Response:
     """A reply as Flask's response: its headers and no others (a bare allow has no type)."""
     flask_response = ExactResponse(reply.body, status=reply.status)
     flask_response.headers.clear()
-    for name, value in reply.headers:
+    for name, value in reply.lines:
         flask_response.headers.add(name, value)
-    if reply.status != 204:
-        flask_response.headers["Content-Length"] = str(len(reply.body))
     return flask_response
 
 

@@ -77,6 +77,10 @@ DOORS: dict[str, set[str]] = {
     "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
 }
 
+OUTERMOST = {"fastlane"}
+"""Edges that may catch everything. The fast lane hands what it cannot answer to the full path, which
+meets the same fault again, answers 500 and logs it."""
+
 
 def modules() -> list[tuple[str, ast.Module]]:
     found = []
@@ -132,6 +136,8 @@ def test_nothing_is_caught_too_widely_and_no_environment_is_read_inside(name: st
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
             caught = ast.unparse(node.type) if node.type else "everything"
+            if name in OUTERMOST and caught == "Exception":
+                continue
             assert caught not in ("everything", "Exception", "BaseException"), f"{name}:{node.lineno} catches {caught}"
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv"):
             assert name in ("wsgi", "gunicorn_conf", "cli", "settings.read"), f"{name}:{node.lineno} reads the environment"
