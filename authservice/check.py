@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
+import msgspec
+
 from authservice.errors import Reason
 from authservice.identity import Identity
 
@@ -29,9 +31,9 @@ class NeedsIO(Exception):
     is recorded, and the same question is asked again with `Reach.NETWORK`."""
 
 
-@dataclass(frozen=True, slots=True)
-class RequestParts:
-    """One HTTP request as it arrived, before anybody interprets it.
+class RequestParts(msgspec.Struct, frozen=True):
+    """One HTTP request as it arrived, before anybody interprets it. (A struct is made several
+    times faster than a dataclass, and each check makes this one and the next.)
 
     ``target`` is the request target exactly as sent (latin-1 decoded, never percent-decoded), or
     ``None`` when the server did not keep it. ``headers`` maps lower-case names to values; lines
@@ -45,8 +47,7 @@ class RequestParts:
     peer: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
+class CheckRequest(msgspec.Struct, frozen=True):
     """What the gateway asks: may this pass?
 
     ``target`` is the original path and query exactly as the client sent them. ``path`` is its
@@ -79,6 +80,9 @@ class Allow:
     identity: Identity | None
     set_headers: tuple[tuple[str, str], ...] = ()
     remove_headers: tuple[str, ...] = ()
+    replies: dict[str, Reply] = field(default_factory=dict, compare=False, repr=False)
+    """By dialect, the answers that these headers were spelt as before. All allows of one identity
+    share it, so that an answer is made once for an identity and not once for a check."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from werkzeug.routing import Rule
 from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, RequestParts
 from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, Reason
-from authservice.gateways import PASSES_ANSWERS_ON, Gateways, Style
+from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
 from authservice.logs import Event, request_fields, request_id
 from authservice.navigation import is_navigation
 from authservice.pages import Page, Pages
@@ -65,21 +65,29 @@ class Judge:
         Under `Reach.MEMORY` raises `check.NeedsIO`, with nothing recorded, when it cannot be
         given without waiting.
         """
-        identifier = request_id(parts.headers.get("x-request-id", ""))
         try:
             dialect = self.gateways.dialect(parts)
             check = dialect.read(parts)
         except Misdirected as error:
-            return self._misdirected(parts, error, identifier)
-        match self._pipeline.decide(check, reach):
-            case Allow() as allow:
-                return allowed(allow, dialect.style, dialect.name)
+            return self._misdirected(parts, error)
+        decision = self._pipeline.decide(check, reach)
+        if isinstance(decision, Allow):
+            return self._allowed(decision, dialect, check)
+        identifier = _request_id(parts)
+        match decision:
             case Login() as login if login.redirect and dialect.style.redirects:
                 return self._sent_to_log_in(login, check, identifier, reach)
             case Login() as login:
                 return self._told_to_log_in(login, check, identifier)
             case Deny() as deny:
                 return self._denied(deny, check, identifier)
+
+    def _allowed(self, allow: Allow, dialect: Dialect, check: CheckRequest) -> Reply:
+        """Looked up, once it was made for this identity and dialect."""
+        reply = allow.replies.get(dialect.name)
+        if reply is None:
+            reply = allow.replies[dialect.name] = allowed(allow, dialect.style, dialect.name)
+        return reply
 
     def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
         try:
@@ -129,16 +137,21 @@ class Judge:
             request_id=identifier,
         )
 
-    def _misdirected(self, parts: RequestParts, error: Misdirected, identifier: str) -> Reply:
+    def _misdirected(self, parts: RequestParts, error: Misdirected) -> Reply:
         log.warning(
             Event.DENIED.value,
-            extra={"request_id": identifier, "status": error.status, "reason": error.reason, "cause": str(error)},
+            extra={"request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error)},
         )
         return _json(error.status, {"error": error.reason.value, "message": error.public})
 
     @staticmethod
     def _record(check: CheckRequest, identifier: str, event: Event, **fields: object) -> None:
         log.info(event.value, extra={**request_fields(check, identifier), **fields})
+
+
+def _request_id(parts: RequestParts) -> str:
+    """Needed only where something is recorded or shown: a new one costs more than an allowed check."""
+    return request_id(parts.headers.get("x-request-id", ""))
 
 
 def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
