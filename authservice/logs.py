@@ -46,6 +46,7 @@ class Event(str, Enum):
     LOGOUT_REFUSED = "logout_refused"
     NOT_REVOKED = "tokens_not_revoked"
     REVIEWS_FORBIDDEN = "token_reviews_forbidden"
+    INVALIDATION_REFUSED = "session_invalidation_refused"
     UNEXPECTED = "unexpected_error"
 
 

@@ -58,7 +58,7 @@ DOORS: dict[str, set[str]] = {
     "flask": {"app", "judge", "site", "sessions.interface"},
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
-    "redis": {"sessions.redis"},
+    "redis": {"sessions.redis", "sessions.tracking"},
     "sqlite3": {"sessions.sqlite"},
     "requests": {"outbound.__init__", "outbound.exchange"},
     "urllib3": {"outbound.__init__", "outbound.exchange"},
