@@ -338,6 +338,10 @@ class PortApp(Flask):
 
 
 def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) -> Flask:
+    def judges(self, port: int) -> bool:
+        """Whether requests on this port are checks."""
+        return self._ports.get(str(port)) == JUDGE
+
     """Flask with the two blueprints, each on its own port."""
     app = PortApp(ports)
     app.extensions["authservice"] = service

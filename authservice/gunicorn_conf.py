@@ -33,7 +33,7 @@ if settings.readiness_probe_port:
     bind.append(f":{settings.readiness_probe_port}")
 
 workers = settings.web_concurrency
-worker_class = "gthread"
+worker_class = "authservice.worker.CheckWorker" if settings.worker_class == "fast" else "gthread"
 threads = 16
 # Longer than any proxy in front keeps a connection idle, so that it never meets a closed one.
 keepalive = 75
@@ -60,6 +60,8 @@ HEAD_SILENCE_SECONDS = 10
 def when_ready(server: Any) -> None:
     """Called by gunicorn in the master, before it starts workers."""
     for listener in server.LISTENERS:
+    if worker_class != "gthread":
+        return
         listener.sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", HEAD_SILENCE_SECONDS, 0)
         )
