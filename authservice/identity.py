@@ -32,6 +32,9 @@ class AuthMethod(str, Enum):
     COOKIE = "cookie"
     HEADER = "header"
 
+    # They equal their texts, so they hash like them; Enum's own hash is that of the name, and slow.
+    __hash__ = str.__hash__
+
 
 class VerifiedClaims(Mapping[str, Any]):
     """Claims whose origin was proven. A read-only mapping; made by `authservice.oidc` only

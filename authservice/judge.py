@@ -22,8 +22,10 @@ from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, Re
 from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, Reason
 from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
+from authservice.identity import AuthMethod
 from authservice.logs import Event, request_fields, request_id
 from authservice.navigation import is_navigation
+from authservice.ops import OPEN, Counts, Metric
 from authservice.pages import Page, Pages
 from authservice.pipeline import Pipeline
 
@@ -38,7 +40,8 @@ RETRY_AFTER = ("Retry-After", "5")
 
 
 class Judge:
-    """Answers checks. ``login_path`` and ``logout_path`` are the service's own, for its pages."""
+    """Answers checks. ``login_path`` and ``logout_path`` are the service's own, for its pages. What
+    is let pass is logged only with ``log_allowed``."""
 
     def __init__(
         self,
@@ -50,6 +53,8 @@ class Judge:
         login_path: str,
         logout_path: str,
         homepage_url: str,
+        counts: Counts | None = None,
+        log_allowed: bool = False,
     ) -> None:
         self.gateways = gateways
         self._pipeline = pipeline
@@ -58,6 +63,12 @@ class Judge:
         self._login_path = login_path
         self._logout_path = logout_path
         self._homepage_url = homepage_url
+        self._counts = counts or Counts()
+        self._count_allowed: dict[str, Callable[[], object]] = {
+            OPEN: self._counts.adder(Metric.ALLOWED, OPEN),
+            **{method: self._counts.adder(Metric.ALLOWED, method.value) for method in AuthMethod},
+        }
+        self._log_allowed = log_allowed
 
     def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK) -> Reply:
         """The answer to one check.
@@ -72,7 +83,7 @@ class Judge:
             return self._misdirected(parts, error)
         decision = self._pipeline.decide(check, reach)
         if isinstance(decision, Allow):
-            return self._allowed(decision, dialect, check)
+            return self._allowed(decision, dialect, check, parts)
         identifier = _request_id(parts)
         match decision:
             case Login() as login if login.redirect and dialect.style.redirects:
@@ -82,11 +93,15 @@ class Judge:
             case Deny() as deny:
                 return self._denied(deny, check, identifier)
 
-    def _allowed(self, allow: Allow, dialect: Dialect, check: CheckRequest) -> Reply:
+    def _allowed(self, allow: Allow, dialect: Dialect, check: CheckRequest, parts: RequestParts) -> Reply:
         """Looked up, once it was made for this identity and dialect."""
         reply = allow.replies.get(dialect.name)
         if reply is None:
             reply = allow.replies[dialect.name] = allowed(allow, dialect.style, dialect.name)
+        method = allow.identity.method if allow.identity else OPEN
+        self._count_allowed[method]()
+        if self._log_allowed:
+            self._record(check, _request_id(parts), Event.ALLOWED, auth_method=method)
         return reply
 
     def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
@@ -97,16 +112,19 @@ class Judge:
         except AuthServiceError as error:
             deny = Deny(error.status, error.reason, error.public, cause=str(error))
             return self._denied(deny, check, identifier)
+        self._counts.add(Metric.LOGINS_BEGUN)
         self._record(check, identifier, Event.LOGIN_BEGUN)
         return reply
 
     def _told_to_log_in(self, login: Login, check: CheckRequest, identifier: str) -> Reply:
+        self._counts.add(Metric.DENIED, Reason.NOT_AUTHENTICATED.value)
         self._record(check, identifier, Event.DENIED, status=401, reason=Reason.NOT_AUTHENTICATED)
         start = origin(check.scheme, check.host) + self._login_path
         with_page = ("X-Login-URL", f"{start}?rd={quote(login.return_to, safe='')}")
         return told_to_log_in(start, with_page)
 
     def _denied(self, deny: Deny, check: CheckRequest, identifier: str) -> Reply:
+        self._counts.add(Metric.DENIED, deny.reason.value)
         self._record(check, identifier, Event.DENIED, status=deny.status, reason=deny.reason, cause=deny.cause)
         extra: tuple[tuple[str, str], ...] = ()
         if deny.challenge:
@@ -138,6 +156,7 @@ class Judge:
         )
 
     def _misdirected(self, parts: RequestParts, error: Misdirected) -> Reply:
+        self._counts.add(Metric.DENIED, error.reason.value)
         log.warning(
             Event.DENIED.value,
             extra={"request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error)},

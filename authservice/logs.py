@@ -37,6 +37,7 @@ class Event(str, Enum):
 
     SETTING_NOTE = "setting_note"
     SCHEME_UNKNOWN = "outside_scheme_unknown"
+    ALLOWED = "check_allowed"
     DENIED = "check_denied"
     LOGIN_BEGUN = "login_begun"
     LOGIN_LOOP = "login_loop"

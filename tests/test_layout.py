@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strictjson": set(),
     "logs": VALUES,
     "ops": VALUES,
+    "scrape": VALUES | {"logs", "ops"},
     "outbound": VALUES | {"outbound", "strictjson"},
     "oidc": MEANS | {"oidc"},
     "sessions": MEANS | {"sessions"},
@@ -46,13 +47,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": VALUES | {"logs", "fastlane", "incoming"},
     "pool": VALUES | {"logs"},
     "worker": VALUES | {"logs", "fastlane", "pool", "protocol"},
-    "site": MEANS | {"navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn"},
+    "site": MEANS | {"navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn", "scrape"},
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "wsgi": {"app"},
-    "gunicorn_conf": {"errors", "settings", "startup"},
+    "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }
 
 DOORS: dict[str, set[str]] = {
@@ -60,7 +61,7 @@ DOORS: dict[str, set[str]] = {
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
     "redis": {"sessions.redis", "sessions.tracking"},
-    "sqlite3": {"sessions.sqlite"},
+    "sqlite3": {"sessions.sqlite", "sessions.sqlite_watch"},
     "requests": {"outbound.__init__", "outbound.exchange"},
     "urllib3": {"outbound.__init__", "outbound.exchange"},
     "authlib": {"oidc.client", "oidc.login", "oidc.tokens"},
