@@ -52,16 +52,17 @@ secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 header_map = "drop"
 
-# How long a connection may stay silent in the middle of a request's head. Accepted connections
-# take it over from the listener; a whole request is short.
+# How long a connection may stay silent in the middle of a request's head, with gunicorn's own
+# threads: accepted connections take it over from the listener; a whole request is short. The event
+# loop of the other worker keeps its own time, and waits for nobody.
 HEAD_SILENCE_SECONDS = 10
 
 
 def when_ready(server: Any) -> None:
     """Called by gunicorn in the master, before it starts workers."""
-    for listener in server.LISTENERS:
     if worker_class != "gthread":
         return
+    for listener in server.LISTENERS:
         listener.sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", HEAD_SILENCE_SECONDS, 0)
         )
