@@ -21,13 +21,15 @@ RETRY_AFTER_SECONDS = 1
 
 
 class Pool:
-    """``threads`` run the application; beyond `WAITING_PER_THREAD` more for each, requests are refused."""
+    """``threads`` run the application; beyond `WAITING_PER_THREAD` more for each, requests are
+    refused, of which ``refused`` is told."""
 
-    def __init__(self, application: Wsgi, threads: int) -> None:
+    def __init__(self, application: Wsgi, threads: int, refused: Callable[[], object] = lambda: None) -> None:
         self._application = application
         self._middleware = WSGIMiddleware(self._run, workers=threads)
         self._most = threads * (1 + WAITING_PER_THREAD)
         self._in_flight = 0
+        self._refused = refused
 
     @property
     def in_flight(self) -> int:
@@ -36,6 +38,7 @@ class Pool:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if self._in_flight >= self._most:
+            self._refused()
             await _busy(send)
             return
         self._in_flight += 1

@@ -23,6 +23,7 @@ from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
 
 from authservice.fastlane import FastLane
+from authservice.ops import Metric
 from authservice.pool import Pool
 from authservice.protocol import CheckProtocol, Serving
 
@@ -116,7 +117,8 @@ class CheckWorker(UvicornWorker):
             os._exit(0)
 
     async def _live(self) -> int:
-        pool = Pool(self.wsgi, self.cfg.threads)
+        counts = self.wsgi.extensions["authservice"].counts
+        pool = Pool(self.wsgi, self.cfg.threads, counts.adder(Metric.POOL_REFUSALS))
         self.config.app = pool
         server = CheckServer(self.config, self._serving(), self)
         loop = asyncio.get_running_loop()

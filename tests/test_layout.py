@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "incoming": VALUES,
     "protocol": VALUES | {"logs", "fastlane", "incoming"},
     "pool": VALUES | {"logs"},
-    "worker": VALUES | {"logs", "fastlane", "pool", "protocol"},
+    "worker": VALUES | {"logs", "ops", "fastlane", "pool", "protocol"},
     "site": MEANS | {"navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn", "scrape"},
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
