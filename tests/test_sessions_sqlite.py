@@ -66,9 +66,10 @@ def test_the_file_its_log_and_its_index_are_ours_alone(tmp_path: Path) -> None:
     )
     assert printed == ""
     store = SqliteStore(file, Clock())
-    store.ping()
+    store.save("key", b"value", Clock()() + MINUTE)
     assert {one.name: mode(one) for one in file.parent.iterdir()} == {
         "sessions.db": 0o600,
+        "sessions.db-generation": 0o600,
         "sessions.db-wal": 0o600,
         "sessions.db-shm": 0o600,
     }
