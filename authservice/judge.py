@@ -222,12 +222,14 @@ def parts_of(environ: Mapping[str, Any]) -> RequestParts:
 
 class ExactResponse(Response):
     """A response whose ``Location`` leaves as it was given. Werkzeug writes it anew (``?q=[1]``
-    becomes ``?q=%5B1%5D``), and a deep link must come back byte for byte."""
+    becomes ``?q=%5B1%5D``) and fails where it cannot read it, and a deep link must come back byte
+    for byte."""
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        location = self.headers.pop("Location", None)
         headers = super().get_wsgi_headers(environ)
-        if "Location" in self.headers:
-            headers["Location"] = self.headers["Location"]
+        if location is not None:
+            self.headers["Location"] = headers["Location"] = location
         return headers
 
 
