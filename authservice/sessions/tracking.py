@@ -16,7 +16,6 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
-from itertools import count
 from time import monotonic
 
 import redis
@@ -29,8 +28,8 @@ PROOF_LASTS = timedelta(milliseconds=45)
 """How long a PONG proves that nothing is missing, from when its PING was sent. An ended session is
 to be refused within 50 ms, and the answer itself takes time too."""
 
-PING_EVERY = timedelta(milliseconds=20)
-"""Leaves 25 ms for the round trip: where the server is farther away, some checks read the store."""
+PING_EVERY = timedelta(milliseconds=25)
+"""Leaves 20 ms for the round trip: where the server is farther away, some checks read the store."""
 
 SILENCE = timedelta(seconds=1)
 """For connecting, and again for each answer; then the connection is given up and made anew."""
@@ -39,6 +38,7 @@ REST_AFTER_REFUSAL = timedelta(seconds=10)
 
 _SHORTEST_REST, _LONGEST_REST = 0.05, 1.0
 _PROVEN_FOR = PROOF_LASTS.total_seconds()
+_BETWEEN_PINGS = PING_EVERY.total_seconds()
 
 _CHANNEL = "__redis__:invalidate"
 _REFUSED = (
@@ -133,21 +133,20 @@ class _Run:
         connection.connect()
         _subscribe(connection, self._prefix)
         self._forget(None)
-        epoch, numbers, due = object(), count(), monotonic()
-        unanswered: deque[tuple[bytes, float]] = deque()
+        ping, epoch, due = connection.pack_command("PING"), object(), monotonic()
+        unanswered: deque[float] = deque()
         while not self._stopping.is_set():
             now = monotonic()
             if now >= due:
-                name = b"%d" % next(numbers)
-                unanswered.append((name, now))
-                connection.send_command("PING", name, check_health=False)
-                due = now + PING_EVERY.total_seconds()
+                unanswered.append(now)
+                connection.send_packed_command(ping, check_health=False)
+                due = now + _BETWEEN_PINGS
             if connection.can_read(max(0.0, due - monotonic())):
                 self._hear(connection.read_response(disable_decoding=True), epoch, unanswered)
-            elif unanswered and monotonic() - unanswered[0][1] > SILENCE.total_seconds():
+            elif unanswered and monotonic() - unanswered[0] > SILENCE.total_seconds():
                 raise redis.TimeoutError("no PONG")
 
-    def _hear(self, message: object, epoch: object, unanswered: deque[tuple[bytes, float]]) -> None:
+    def _hear(self, message: object, epoch: object, unanswered: deque[float]) -> None:
         match message:
             case [b"message", b"__redis__:invalidate", None]:
                 self._forget(None)
@@ -155,11 +154,11 @@ class _Run:
                 for name in names:
                     # What is not UTF-8 is no key of ours, and what is put in its place neither.
                     self._forget(name.removeprefix(self._prefix).decode(errors="replace"))
-            case [b"pong", name] if unanswered and unanswered[0][0] == name:
-                self.known = (epoch, unanswered.popleft()[1])
+            case [b"pong", _] if unanswered:
+                self.known = (epoch, unanswered.popleft())
                 self._failures, self._told = 0, False
             case _:
-                raise redis.InvalidResponse("neither a change nor the next PONG")
+                raise redis.InvalidResponse("neither a change nor a PONG that is due")
 
     def _tell(self, refused: _Refused) -> None:
         """Once, and again only when it had worked in between."""
