@@ -117,6 +117,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         max_age=settings.session_max_age,
         idle_timeout=settings.session_idle_timeout,
         cache_size=settings.session_cache_size,
+        counts=counts,
     )
     keyring = Keyring([settings.sealing_key_material()])
     provider, client = build_provider(settings, now, counts)

@@ -61,7 +61,7 @@ class Metric(Enum):
     LOGOUTS = ("logouts_total", "Logouts")
     SESSION_HITS = ("live_session_hits_total", "Sessions found in memory")
     SESSION_MISSES = ("live_session_misses_total", "Sessions looked for in the store")
-    SESSION_INVALIDATIONS = ("live_session_invalidations_total", "Sessions in memory that were dropped, as they changed elsewhere")
+    SESSION_INVALIDATIONS = ("live_session_invalidations_total", "Changes that dropped a session in memory, or all of them")
     BEARER_HITS = ("bearer_cache_hits_total", "Verdicts about bearer tokens found in memory")
     STORE_FAILURES = ("store_failures_total", "Questions to the session store that brought no answer")
     PROVIDER_FAILURES = ("provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx")

@@ -128,6 +128,23 @@ class TestWhatIsCounted:
         name = Metric.ALLOWED.one("cookie")
         assert told(browser)[name] - before[name] == 3
 
+    def test_sessions_in_memory(self, watched: Callable[..., Browser]) -> None:
+        browser = watched()
+        browser.log_in()
+        before = told(browser)
+        for _ in range(3):
+            assert browser.get("/").status == 200
+        numbers = told(browser)
+
+        def since(metric: Metric) -> float:
+            return numbers[metric.one()] - before[metric.one()]
+
+        assert since(Metric.SESSION_MISSES) == 1 and since(Metric.SESSION_HITS) == 2
+        assert numbers[Metric.SESSIONS_HELD.one()] == 1
+        browser.send("POST", "/authservice/logout", Authorization=f"Bearer {browser.session}")
+        numbers = told(browser)
+        assert since(Metric.SESSION_INVALIDATIONS) >= 1 and numbers[Metric.SESSIONS_HELD.one()] == 0
+
     def test_refusals_by_reason(self, watched: Callable[..., Browser]) -> None:
         browser = watched(GROUPS_ALLOWLIST="others")
         browser.log_in()

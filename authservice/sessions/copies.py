@@ -47,10 +47,12 @@ class Copy:
 
 
 class Copies:
-    """At most ``size`` copies, by the secret that opens them. Safe for threads."""
+    """At most ``size`` copies, by the secret that opens them. ``dropped`` is told when one was
+    forgotten, or all at once. Safe for threads."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, dropped: Callable[[], object] = lambda: None) -> None:
         self._size = size
+        self._dropped = dropped
         self._copies: dict[str, Copy] = {}
         self._loading: dict[str, set[object]] = {}
         self.begin_anew()
@@ -93,11 +95,14 @@ class Copies:
         """Drops the copy of a store key, or all of them, and whatever is being loaded for it."""
         with self._lock:
             if key is None:
+                if self._copies:
+                    self._dropped()
                 self._empty()
             else:
                 self._loading.pop(key, None)
                 secret = self._recent.pop(key, None)
                 if secret is not None:
+                    self._dropped()
                     self._copies.pop(secret, None)
 
     def begin_anew(self) -> None:

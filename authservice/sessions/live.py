@@ -9,6 +9,7 @@ authenticator and by `sessions.interface`.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +19,7 @@ import msgspec
 from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
+from authservice.ops import Counts, Metric
 from authservice.sessions import Entry, Session, Store
 from authservice.sessions.copies import Copies, Copy, LiveSession
 from authservice.sessions.seal import is_secret, mark_key, new_secret, open_record, seal_record, store_key
@@ -44,6 +46,7 @@ class Sessions:
         max_age: timedelta,
         idle_timeout: timedelta | None = None,
         cache_size: int = 0,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._now = now
@@ -52,7 +55,11 @@ class Sessions:
         self._step = min(_LONGEST_STEP, idle_timeout / 10) if idle_timeout else None
         self._decoder = msgspec.json.Decoder(Session)
         self._cache_size = cache_size
-        self._copies = Copies(cache_size)
+        counts = counts or Counts()
+        self._count_hit = counts.adder(Metric.SESSION_HITS)
+        self._count_miss = counts.adder(Metric.SESSION_MISSES)
+        self._copies = Copies(cache_size, counts.adder(Metric.SESSION_INVALIDATIONS))
+        counts.gauge(Metric.SESSIONS_HELD, lambda: len(self._copies))
         self._watch = store.watch(self._copies.forget)
 
     def start(self) -> None:
@@ -76,10 +83,12 @@ class Sessions:
         stamp = self._watch.stamp()
         copy = self._copies.find(secret)  # after the stamp: what it vouches for is not forgotten then
         if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
+            self._count_hit()
             return copy.session
         if not is_secret(secret):
             return None
         if copy is not None and stamp is not None and self._still_holds(copy, stamp):
+            self._count_hit()
             return copy.session
         if reach is Reach.MEMORY:
             raise NeedsIO
@@ -97,6 +106,7 @@ class Sessions:
 
     def _read(self, secret: str) -> LiveSession | None:
         """The session as the store holds it; kept as a copy where that may be used later."""
+        self._count_miss()
         key = store_key(secret)
         with self._copies.expecting(key) as keep:
             stamp = self._watch.stamp()  # before the store is asked: what changes from here on shows
@@ -186,11 +196,13 @@ class Sessions:
 
 
 def live_session(session: Session) -> LiveSession:
-    """What checks see of a record, in little memory: there may be many thousands."""
+    """What checks see of a record, in little memory: there may be many thousands, whose groups
+    are the same few."""
+    groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
     claims = _EncodedClaims(msgspec.json.encode(session.claims))
 
     def by(method: AuthMethod) -> Identity:
-        return Identity(session.user_id, session.groups, claims, method, session.issuer, session.expires)
+        return Identity(session.user_id, groups, claims, method, issuer, session.expires)
 
     return LiveSession(by(AuthMethod.COOKIE), by(AuthMethod.HEADER), session.last_seen)
 
