@@ -16,8 +16,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from authservice import scrape
-from authservice.check import Reach
+from authservice.check import Reach, RequestParts
 from authservice.errors import Reason, StoreDown
+from authservice.fastlane import FastLane
 from authservice.ops import Counts, Metric
 from authservice.scrape import Ledger
 from tests.conftest import Answer, Browser, ask
@@ -115,9 +116,6 @@ class TestWhatIsCounted:
             assert numbers[f"authservice_{name}"] == count, name
 
     def test_a_check_counts_once_whichever_lane_answers(self, watched: Callable[..., Browser]) -> None:
-        from authservice.fastlane import FastLane
-        from authservice.judge import RequestParts
-
         browser = watched()
         browser.log_in()
         judge = browser.app.extensions["authservice"].judge
