@@ -53,8 +53,8 @@ class Tracking:
     """The `Watch` over those keys of one server that begin with a prefix.
 
     A stamp stands for one connection. When a connection is lost nothing is known, and before
-    another one counts everything is forgotten; so `holds` is always ``False``. The only change that
-    Redis does not tell is SWAPDB.
+    another one counts everything is forgotten; so `holds` is always ``False``. Redis tells nothing of
+    SWAPDB, and of an expiry only when it removes the entry: copies keep their own.
     """
 
     def __init__(self, connect: Callable[[], AbstractConnection], prefix: str, forget: Forget, where: str) -> None:
