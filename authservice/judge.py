@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -183,10 +184,16 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
     headers = allow.set_headers
     if allow.remove_headers and style is PASSES_ANSWERS_ON:
         # Always: with several dialects chosen, Envoy may be the one that asks on any path.
-        headers += ((REMOVE, ",".join(allow.remove_headers)),)
+        headers += (_removal(allow.remove_headers),)
         if dialect != "envoy" and allow.identity is None:
             headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, allow.remove_headers)))
     return Reply(style.allow_status, headers)
+
+
+@lru_cache(maxsize=16)
+def _removal(names: tuple[str, ...]) -> tuple[str, str]:
+    """One header for everybody: the names come from the settings, and thousands of replies are kept."""
+    return REMOVE, ",".join(names)
 
 
 def told_to_log_in(login_url: str, *extra: tuple[str, str]) -> Reply:
