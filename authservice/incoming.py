@@ -1,18 +1,18 @@
-"""Bytes to requests: the head, its limits, how long the body is, and what is refused.
+"""Bytes to requests: the head, its limits, and what is refused.
 
 `Incoming` takes the bytes of one connection and gives `check.RequestParts`, one at a time and only when
 a request is complete, the same as the full path makes from a WSGI environ. llhttp (httptools) reads
-names, values and bodies; where requests begin and end is decided here, so nothing is ever read past
-the end of one. Knows no socket and no clock; `authservice.protocol` asks it.
+names and values, `authservice.bodies` the bodies; where requests begin and end is decided here, so that
+nothing is ever read past the end of one. Knows no socket and no clock; `authservice.protocol` asks it.
 """
 
 from __future__ import annotations
 
 import re
-from urllib.parse import urlsplit
 
 import httptools
 
+from authservice.bodies import KEPT_BODY, Body, Chunked, Refusal, Sized, refuse_bare_line_feeds
 from authservice.check import RequestParts
 
 MOST_LINE = 8190
@@ -24,13 +24,8 @@ MOST_HEADER_BYTES = 65536
 MOST_FIELDS = 200
 """Header fields of one request; more is 431."""
 
-MOST_BODY = 10 * 1024 * 1024
-"""Bytes of a body that are read at all; more is 413."""
-
-KEPT_BODY = 65536
-"""Bytes of a body that an application may see. One more is kept, so that it can tell."""
-
 _PLAIN_SIZE = 32768
+_MOST_HOSTS = 100
 _MOST_HEAD = MOST_LINE + MOST_HEADER_BYTES + 4 * MOST_FIELDS
 _HEAD_END = b"\r\n\r\n"
 _VERSIONS = {b"HTTP/1.1": False, b"HTTP/1.0": True}
@@ -40,7 +35,13 @@ _METHODS = {
 }
 # What gunicorn takes for a method: a token of 3 to 20 characters, without lower case and without "#".
 _METHOD = re.compile(rb"[A-Z0-9!$%&'*+\-.^_`|~]{3,20}")
+_METHOD_BEGINS = re.compile(rb"[A-Z0-9!$%&'*+\-.^_`|~]{1,20}(?: |$)")
 _TARGET = re.compile(rb"[\x21-\x7e]+")
+# A host and its port (RFC 3986 §3.2.2), in a Host field and in targets that name one (RFC 9112 §3.2).
+_HOST = r"(?:[A-Za-z0-9\-._~!$&'()*+,;=%]*|\[[0-9A-Fa-f:.]+\])"
+_HOST_FIELD = re.compile(_HOST + r"(?::[0-9]*)?")
+_ABSOLUTE = re.compile(rf"(?i:https?)://(?=[^/?:]){_HOST}(?::[0-9]*)?(?:[/?#].*)?")
+_AUTHORITY = re.compile(rf"(?=[^:]){_HOST}:[0-9]+")
 _ONCE = frozenset(("host", "content-type", "content-length"))
 # RFC 9110 §6.5.1: what alters framing, routing or authentication has no place in a trailer.
 _NEVER_IN_TRAILERS = frozenset(
@@ -60,27 +61,16 @@ _USUAL = (
 _NAMES = {spelt.encode(): name.lower() for name in _USUAL.split() for spelt in (name, name.lower(), name.title())}
 
 
-class Refusal(Exception):
-    """The connection's bytes are no request that is served; ``status`` is what to answer before closing."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(status)
-        self.status = status
-
-
 class _Message:
-    """What llhttp says about one message. Its callbacks are this class's methods."""
+    """What llhttp says about one head. Its callbacks are this class's methods."""
 
-    __slots__ = ("headers", "special", "complete", "refusal", "body", "size", "since_data")
+    __slots__ = ("headers", "special", "complete", "refusal")
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
         self.special = False
         self.complete = 0
         self.refusal = 400
-        self.body = bytearray()
-        self.size = 0
-        self.since_data = 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
         key = _NAMES.get(name)
@@ -113,12 +103,6 @@ class _Message:
     def on_message_complete(self) -> None:
         self.complete += 1
 
-    def on_body(self, data: bytes) -> None:
-        self.since_data = 0
-        self.size += len(data)
-        if len(self.body) <= KEPT_BODY:
-            self.body += data[: KEPT_BODY + 1 - len(self.body)]
-
 
 def _unknown_codings(value: str) -> bool:
     known = {"chunked", "identity", "compress", "deflate", "gzip"}
@@ -142,8 +126,8 @@ class Incoming:
         self._scanned = 0
         self._blank_line = False
         self._parts: RequestParts | None = None
-        self._left: int | None = 0
-        self._tail = b""
+        self._body: Body = Sized(0)
+        self._hosts: set[str | None] = set()
         self._begin()
 
     def _begin(self) -> None:
@@ -188,8 +172,9 @@ class Incoming:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._begin()
             return None
-        if message.complete != 1 or message.special or "host" not in headers:
-            # Something more than one plain request: `next` takes it apart from the start.
+        # A host that this connection has not sent before is looked at by `next`, like all that is
+        # not plain, and like more than one request: it takes the bytes apart from the start.
+        if message.complete != 1 or message.special or headers.get("host") not in self._hosts:
             self._begin()
             return None
         self.keep_alive = True
@@ -205,12 +190,13 @@ class Incoming:
         """The next complete request, or ``None`` while there is none. Raises `Refusal`."""
         if self._parts is None and not self._take_head():
             return None
-        if not self._message.complete and not self._take_body():
+        if not self._body.take(self._buffer):
             return None
+        if isinstance(self._body, Chunked) and self._body.trailers:
+            _look_at_trailers(self._body.trailers)
         parts, self._parts = self._parts, None
-        self.body = bytes(self._message.body)
+        self.body = bytes(self._body.kept)
         self.wants_continue = False
-        self._begin()
         return parts
 
     def _take_head(self) -> bool:
@@ -233,10 +219,10 @@ class Incoming:
     def _look_at_part(self) -> None:
         """Refuses what cannot become a head any more. Raises `Refusal`."""
         buffer = self._buffer
-        begin = max(0, self._scanned - 1)
-        if buffer.count(b"\n", begin) != buffer.count(b"\r\n", begin) + (buffer[begin : begin + 1] == b"\n" != b""):
-            raise Refusal(400)
+        refuse_bare_line_feeds(buffer, self._scanned)
         self._scanned = len(buffer)
+        if buffer[:1] and not _METHOD_BEGINS.match(buffer) and (self._blank_line or buffer != b"\r"):
+            raise Refusal(400)
         if len(buffer) <= MOST_LINE:
             return
         line = buffer.find(b"\r\n", 0, MOST_LINE + 2)
@@ -250,104 +236,89 @@ class Incoming:
         if end > MOST_LINE:
             raise Refusal(414)
         method, target, version = _request_line(head[:end])
-        self.http10 = _VERSIONS[version]
-        message = self._message
-        # The line is read; llhttp knows neither every method nor every target that is one.
-        self._execute(b"POST / " + version + head[end:])
-        headers, message.headers = message.headers, {}
+        self.http10 = http10 = _VERSIONS[version]
+        # The line has been read; llhttp knows neither every method nor every target that is one.
+        headers = self._fields(b"POST / " + version + head[end:])
         if head.count(b"\n") > MOST_FIELDS + 2 or _size(headers) > MOST_HEADER_BYTES:
             raise Refusal(431)
-        if not self.http10 and "host" not in headers:
+        host = headers.get("host", "" if http10 else None)
+        if host is None or not _HOST_FIELD.fullmatch(host):
             raise Refusal(400)
+        if len(self._hosts) >= _MOST_HOSTS:
+            self._hosts.clear()
+        self._hosts.add(host)
         self._frame(headers)
-        connection = headers.get("connection", "").lower()
-        tokens = {token.strip(" \t") for token in connection.split(",")}
-        self.keep_alive = "close" not in tokens and (not self.http10 or "keep-alive" in tokens)
+        tokens = {token.strip(" \t") for token in headers.get("connection", "").lower().split(",")}
+        self.keep_alive = "close" not in tokens and (not http10 or "keep-alive" in tokens)
         if method == "CONNECT":
             # What follows would be a tunnel's bytes, whatever is answered (RFC 9931 §8).
             self.keep_alive = False
+            if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":
+                raise Refusal(400)
         if headers.get("content-type") == "":
             del headers["content-type"]
         return RequestParts(method, target, headers, self._peer)
 
+    def _fields(self, head: bytes) -> dict[str, str]:
+        """The header fields by llhttp. Raises `Refusal`."""
+        message = self._message
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            # Only its word: nothing is ever upgraded here.
+            pass
+        except httptools.HttpParserError:
+            raise Refusal(message.refusal) from None
+        self._begin()
+        return message.headers
+
     def _frame(self, headers: dict[str, str]) -> None:
         """How the body is delimited, and what its sender expects. Raises `Refusal`."""
         length = headers.get("content-length")
-        chunked = "transfer-encoding" in headers
-        if chunked and (self.http10 or length is not None or headers["transfer-encoding"].lower() != "chunked"):
+        coding = headers.get("transfer-encoding")
+        if coding is None:
+            self._body = Sized(int(length or 0))
+        elif self.http10 or length is not None or coding.lower() != "chunked":
             raise Refusal(400)
-        self._left = None if chunked else int(length or 0)
-        if not chunked and self._left and self._left > MOST_BODY:
-            raise Refusal(413)
-        announced = chunked or bool(self._left)
-        if announced and self._message.complete:
-            # llhttp takes an upgrade's body for the upgraded protocol. Nobody sends one with a check.
-            raise Refusal(400)
-        expectation = headers.get("expect", "")
-        if expectation and expectation.lower() != "100-continue":
+        else:
+            self._body = Chunked()
+        expectation = headers.get("expect")
+        if expectation is None:
+            self.wants_continue = False
+        elif expectation.lower() != "100-continue":
             raise Refusal(417)
-        self.wants_continue = bool(expectation) and announced and not self.http10
+        else:
+            self.wants_continue = not self.http10
 
-    def _take_body(self) -> bool:
-        """Feeds what is there of the body; whether it is complete. Raises `Refusal`."""
-        message = self._message
-        buffer = self._buffer
-        while buffer and not message.complete:
-            if self._left is None:
-                end = self._end_of_piece()
-            else:
-                end = min(len(buffer), self._left)
-                self._left -= end
-            piece = bytes(buffer[:end])
-            del buffer[:end]
-            message.since_data += len(piece)
-            self._execute(piece)
-            if message.size > MOST_BODY:
-                raise Refusal(413)
-            # Chunk extensions and trailers: nobody needs long ones.
-            if self._left is None and message.since_data > 2 * MOST_HEADER_BYTES:
-                raise Refusal(431)
-        if message.complete and not _NEVER_IN_TRAILERS.isdisjoint(message.headers):
-            raise Refusal(400)
-        return bool(message.complete)
 
-    def _end_of_piece(self) -> int:
-        """Where a chunked body may end: every body ends with an empty line, and is fed up to each."""
-        known = len(self._tail)
-        found = (self._tail + self._buffer).find(_HEAD_END)
-        end = len(self._buffer) if found < 0 else found + 4 - known
-        self._tail = (self._tail + self._buffer[:end])[-3:]
-        return end
-
-    def _execute(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return
-        except httptools.HttpParserError:
-            raise Refusal(self._message.refusal) from None
+def _look_at_trailers(trailers: bytes) -> None:
+    """Nobody is told of trailers, but they must be fields (RFC 9112 §7.1.2). Raises `Refusal`."""
+    if trailers.count(b"\n") > MOST_FIELDS:
+        raise Refusal(431)
+    message = _Message()
+    try:
+        httptools.HttpRequestParser(message).feed_data(b"POST / HTTP/1.1\r\n" + trailers + b"\r\n")
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        raise Refusal(400) from None
+    if not _NEVER_IN_TRAILERS.isdisjoint(message.headers):
+        raise Refusal(400)
 
 
 def _request_line(line: bytes) -> tuple[str, str, bytes]:
-    """Method, target and version of a request line (RFC 9112 §3), as strict as gunicorn. Raises `Refusal`."""
+    """Method, target and version of a request line (RFC 9112 §3). Raises `Refusal`."""
     pieces = line.split(b" ")
-    if len(pieces) != 3:
+    if len(pieces) != 3 or not _METHOD.fullmatch(pieces[0]) or not _TARGET.fullmatch(pieces[1]):
         raise Refusal(400)
-    method, target, version = pieces
-    if not _METHOD.fullmatch(method) or not _TARGET.fullmatch(target) or version not in _VERSIONS:
+    method, target = pieces[0].decode("ascii"), pieces[1].decode("ascii")
+    if pieces[2] not in _VERSIONS:
         raise Refusal(400)
-    if target == b"*":
-        known = method == b"OPTIONS"
+    if method == "CONNECT":
+        known = _AUTHORITY.fullmatch(target)
     else:
-        known = target.startswith(b"/") or method == b"CONNECT" or b"://" in target
+        known = target.startswith("/") or _ABSOLUTE.fullmatch(target) or (target == "*" and method == "OPTIONS")
     if not known:
         raise Refusal(400)
-    if not target.startswith(b"/"):
-        try:
-            urlsplit(target.decode("ascii"))
-        except ValueError:
-            raise Refusal(400) from None
-    return method.decode("ascii"), target.decode("ascii"), version
+    return method, target, pieces[2]
 
 
 def _size(headers: dict[str, str]) -> int:

@@ -18,9 +18,10 @@ from typing import Any
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from authservice.bodies import Refusal
 from authservice.check import RequestParts
 from authservice.fastlane import FastLane
-from authservice.incoming import Incoming, Refusal
+from authservice.incoming import Incoming
 
 log = logging.getLogger(__name__)
 
