@@ -8,19 +8,10 @@ records. Called on the event loop by `authservice.protocol`; never blocks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from authservice.check import NeedsIO, Reach, RequestParts
+from authservice.check import NeedsIO, Reach, RequestParts, Written
 from authservice.judge import Judge
 
-
-class Answer(NamedTuple):
-    """``head`` is the header lines, names in lower case, each ended by CRLF, with ``content-length``
-    where HTTP wants one, and without ``date``, ``server`` and ``connection``."""
-
-    status: int
-    head: bytes
-    body: bytes
+Answer = Written
 
 
 class FastLane:
@@ -36,8 +27,7 @@ class FastLane:
         try:
             if self._door(parts) is not None:
                 return None
-            reply = self._judge.answer(parts, Reach.MEMORY)
-            return Answer(reply.status, reply.head, reply.body)
+            return self._judge.answer(parts, Reach.MEMORY).written
         except NeedsIO:
             return None
         except Exception:

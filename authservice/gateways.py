@@ -106,12 +106,14 @@ class EnvoyDialect:
     def original_target(self, parts: RequestParts) -> str | None:
         """The target behind ``CHECK_PATH_PREFIX``, or ``None`` when this is not a check of ours."""
         target = parts.target or ""
+        if not self._check_prefix:
+            return target
         if not target.startswith(self._check_prefix):
             return None
         rest = target[len(self._check_prefix):]
-        if self._check_prefix and rest[:1] not in ("", "/", "?"):
+        if rest[:1] not in ("", "/", "?"):
             return None
-        return rest if rest.startswith("/") or not self._check_prefix else "/" + rest
+        return rest if rest.startswith("/") else "/" + rest
 
     def read(self, parts: RequestParts) -> CheckRequest:
         target = self.original_target(parts)
@@ -224,6 +226,7 @@ class Gateways:
         self._verify = VerifyDialect(trust, own.verify, nginx="nginx" in chosen)
         forwarding = [name for name in ("traefik", "caddy") if name in chosen]
         self._forward_auth = ForwardAuthDialect("+".join(forwarding), trust) if forwarding else None
+        self._below_verify = own.verify + "/"
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout"}
 
     def door(self, parts: RequestParts) -> str | None:
@@ -244,7 +247,7 @@ class Gateways:
         """
         path = canonical_path(parts.target or "")
         if path is not None:
-            if path == self._own.verify or path.startswith(self._own.verify + "/"):
+            if path.startswith(self._own.verify) and (path + "/").startswith(self._below_verify):
                 return self._verify
             if self._forward_auth is not None and path == self._own.forward_auth:
                 return self._forward_auth

@@ -70,6 +70,7 @@ class Judge:
             **{method: self._counts.adder(Metric.ALLOWED, method.value) for method in AuthMethod},
         }
         self._log_allowed = log_allowed
+        self._made_for_nobody: dict[object, Any] = {}
 
     def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK) -> Reply:
         """The answer to one check.
@@ -96,10 +97,14 @@ class Judge:
 
     def _allowed(self, allow: Allow, dialect: Dialect, check: CheckRequest, parts: RequestParts) -> Reply:
         """Looked up, once it was made for this identity and dialect."""
-        reply = allow.replies.get(dialect.name)
+        identity = allow.identity
+        if identity is None:
+            method, made = OPEN, self._made_for_nobody
+        else:
+            method, made = identity.method, identity.made
+        reply = made.get(dialect)
         if reply is None:
-            reply = allow.replies[dialect.name] = allowed(allow, dialect.style, dialect.name)
-        method = allow.identity.method if allow.identity else OPEN
+            reply = made[dialect] = allowed(allow, dialect.style, dialect.name)
         self._count_allowed[method]()
         if self._log_allowed:
             self._record(check, _request_id(parts), Event.ALLOWED, auth_method=method)

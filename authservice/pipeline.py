@@ -85,12 +85,12 @@ class Pipeline:
         return self._allow(identity)
 
     def _allow(self, identity: Identity) -> Allow:
-        """Rendered once for each identity. (Not the Allow is kept: it leads back to the identity,
-        and such rings are not freed at once.)"""
-        made = identity.made.get(self)
-        if made is None:
-            made = identity.made[self] = (*self._headers.render(identity), {})
-        return Allow(identity, *made)
+        """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
+        identity: such rings are not freed at once.)"""
+        rendered = identity.made.get(self)
+        if rendered is None:
+            rendered = identity.made[self] = self._headers.render(identity)
+        return Allow(identity, rendered[0], rendered[1])
 
     def _login(self, check: CheckRequest) -> Login:
         return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)

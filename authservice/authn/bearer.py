@@ -24,8 +24,6 @@ def bearer_credential(header: str, value: str) -> str | None:
     arrive joined by a comma, which no bearer credential contains: they raise `errors.Refused`,
     since nobody can tell which of the two the application would believe.
     """
-    if not value:
-        return None
     if header == AUTHORIZATION and _SECOND_SCHEME.search(value):
         raise Refused(f"more than one {header} header")
     scheme, _, rest = value.strip().partition(" ")
@@ -52,7 +50,8 @@ class FromHeader:
         self._header = header.lower()
 
     def authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
-        token = bearer_credential(self._header, check.header(self._header))
+        value = check.headers.get(self._header)
+        token = bearer_credential(self._header, value) if value else None
         if token is None or is_secret(token):
             return None
         return self._inner.judge(token, reach)
