@@ -360,6 +360,7 @@ with Watched(store, "key") as watched:
 """
 
 
+@pytest.mark.slow
 def test_parent_and_child_watch_on_after_a_fork(tmp_path: Path) -> None:
     assert output(run_python(FORKS, str(tmp_path / "sessions.db"))) == "both sides"
     with closing(sqlite3.connect(tmp_path / "sessions.db")) as connection:

@@ -24,6 +24,9 @@ from authservice.sessions.generation import FileId
 LOOK_EVERY = 0.005
 """Seconds for which the number alone is believed."""
 
+LOOK_TAKES = 4 * LOOK_EVERY
+"""For how much longer, while another thread looks already: nobody waits for it."""
+
 _NEVER = float("-inf")
 _NO_NUMBER: tuple[Sequence[int], FileId | None] = ((0,), None)
 _UNKNOWN = (sqlite3.Error, OSError, RuntimeError, ValueError)
@@ -66,7 +69,7 @@ class SqliteWatch:
                 return stamp
         with self._alone() as alone:
             if not alone:
-                return None
+                return self._seen_lately()
             try:
                 self._sight = self._look()
             except _UNKNOWN:
@@ -103,6 +106,12 @@ class SqliteWatch:
         if self._lock.acquire(blocking=False):
             self._close()
             self._lock.release()
+
+    def _seen_lately(self) -> object | None:
+        sight = self._sight
+        if sight is None or sight.number[0] != sight.seen or monotonic() >= sight.until + LOOK_TAKES:
+            return None
+        return sight.stamp
 
     @contextmanager
     def _alone(self) -> Iterator[bool]:
