@@ -34,11 +34,13 @@ from authservice.oidc.client import Client, Credentials
 from authservice.oidc.login import LoginFlow
 from authservice.oidc.metadata import Overrides
 from authservice.oidc.provider import Provider
-from authservice.ops import Readiness
+from authservice.ops import Counts, Metric, Readiness
 from authservice.outbound import Http
 from authservice.pipeline import Pipeline
+from authservice.scrape import Ledger
 from authservice.sessions import Store
 from authservice.sessions.cookies import CookieRules
+from authservice.sessions.counted import CountedStore
 from authservice.sessions.interface import SessionInterface
 from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
@@ -80,6 +82,8 @@ class Service:
     cookie_rules: CookieRules
     secure: Callable[[str | None], bool]
     trust: Trust
+    counts: Counts
+    ledger: Ledger
 
     def start(self) -> None:
         """Starts the background work of this process, and again in each process forked from it."""
@@ -89,11 +93,15 @@ class Service:
     def _start_threads(self) -> None:
         self.provider.start()
         self.sweeper.start()
+        self.sessions.start()
+        self.ledger.start()
 
     def stop(self) -> None:
         """Ends the background work and lets go of the store."""
         self.provider.stop()
         self.sweeper.stop()
+        self.sessions.stop()
+        self.ledger.stop()
         self.store.close()
 
 
@@ -101,10 +109,18 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     """The service that these settings describe. Nothing here waits for the network."""
     trust = Trust(settings.trusted_proxies, settings.outside_scheme)
     secure = cookie_security(settings)
-    store = build_store(settings, now)
-    sessions = Sessions(store, now=now, max_age=settings.session_max_age, idle_timeout=settings.session_idle_timeout)
+    counts = Counts()
+    store = CountedStore(build_store(settings, now), counts)
+    sessions = Sessions(
+        store,
+        now=now,
+        max_age=settings.session_max_age,
+        idle_timeout=settings.session_idle_timeout,
+        cache_size=settings.session_cache_size,
+        counts=counts,
+    )
     keyring = Keyring([settings.sealing_key_material()])
-    provider, client = build_provider(settings, now)
+    provider, client = build_provider(settings, now, counts)
     flow = LoginFlow(
         provider,
         client,
@@ -138,7 +154,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
         authenticators=authenticators.build(
-            settings, authenticators.Parts(sessions, provider, client, claim_rules, now)
+            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts)
         ),
         authorizers=build_authorizers(settings, now),
         headers=headers,
@@ -161,6 +177,8 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         login_path=settings.login_path,
         logout_path=settings.logout_path,
         homepage_url=settings.homepage_url,
+        counts=counts,
+        log_allowed=settings.log_allowed,
     )
     serving = site.Site(
         flow=flow,
@@ -185,6 +203,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
             session_max_age=settings.session_max_age,
         ),
         now=now,
+        counts=counts,
     )
     readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
     cookie_rules = CookieRules(
@@ -194,12 +213,18 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         settings.session_cookie_httponly,
         settings.session_same_site,
     )
-    return Service(judging, serving, readiness, provider, store, Sweeper(store), sessions, cookie_rules, secure, trust)
+    return Service(
+        judging, serving, readiness, provider, store, Sweeper(store), sessions, cookie_rules, secure, trust,
+        counts, Ledger(counts),
+    )
 
 
-def build_provider(settings: Settings, now: Clock) -> tuple[Provider, Client]:
+def build_provider(settings: Settings, now: Clock, counts: Counts) -> tuple[Provider, Client]:
     """The provider, and the service as its client."""
-    http = Http(settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes)
+    http = Http(
+        settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes,
+        failed=counts.adder(Metric.PROVIDER_FAILURES),
+    )
     overrides = Overrides(
         authorization_endpoint=settings.oidc_auth_url,
         token_endpoint=settings.oidc_token_url,
@@ -314,6 +339,10 @@ class PortApp(Flask):
         self.url_map.strict_slashes = False
         self.url_map.redirect_defaults = False
 
+    def judges(self, port: int) -> bool:
+        """Whether requests on this port are checks."""
+        return self._ports.get(str(port)) == JUDGE
+
     def create_url_adapter(self, request: Request | None) -> MapAdapter | None:
         if request is None:
             return super().create_url_adapter(None)
@@ -324,8 +353,8 @@ class PortApp(Flask):
             subdomain=port,
             url_scheme=environ["wsgi.url_scheme"],
             default_method=environ["REQUEST_METHOD"],
-            # Only the site has paths of its own; the judge reads the target as it was sent.
-            path_info=request.path if port == SITE else "/",
+            # The site has paths of its own, the probe one; the judge reads the target as it was sent.
+            path_info=request.path if port == SITE or (port == PROBE and request.path == site.METRICS) else "/",
             query_args=environ.get("QUERY_STRING", ""),
         )
 
@@ -350,7 +379,7 @@ def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) ->
     paths = {"callback": settings.callback_path, "login": settings.login_path, "logout": settings.logout_path}
     app.register_blueprint(judge.blueprint(service.judge, doors, JUDGE))
     app.register_blueprint(site.blueprint(service.site, service.readiness, paths, settings.prefix_path, SITE))
-    app.register_blueprint(site.probe_blueprint(service.readiness, PROBE))
+    app.register_blueprint(site.probe_blueprint(service.readiness, service.ledger, PROBE))
 
     def http_error(error: HTTPException) -> Response:
         sentences = {404: "There is nothing at this address.",
@@ -361,6 +390,7 @@ def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) ->
         return answer
 
     def unexpected(error: Exception) -> Response:
+        service.counts.add(Metric.UNEXPECTED)
         log.error(Event.UNEXPECTED.value, exc_info=error, extra=site.request_log_fields())
         return service.site.error_page(500, AuthServiceError.public)
 

@@ -24,6 +24,7 @@ from authservice.oidc.opaque import OpaqueTokens
 from authservice.oidc.provider import Provider
 from authservice.oidc.tokens import ACCESS_TOKEN, BEARER_ID_TOKEN, Expected, Profile
 from authservice.oidc.verifier import Verifier
+from authservice.ops import Counts
 from authservice.outbound import Http
 from authservice.sessions.live import Sessions
 from authservice.settings import Settings
@@ -37,12 +38,13 @@ class Parts(NamedTuple):
     client: Client
     rules: ClaimRules
     now: Callable[[], datetime]
+    counts: Counts
 
 
 def build(settings: Settings, parts: Parts) -> list[Authenticator]:
     """The authenticators in their order."""
     lifetime = settings.cache_expiration_minutes if settings.cache_enabled else None
-    cache = BearerCache(settings.cache_max_entries, lifetime, parts.now)
+    cache = BearerCache(settings.cache_max_entries, lifetime, parts.now, counts=parts.counts)
 
     def from_header(header: str, inner: BearerAuthenticator | None) -> list[Authenticator]:
         return [FromHeader(CachedAuthenticator(inner, cache), header)] if inner and header else []

@@ -18,6 +18,7 @@ from authservice.errors import Forbidden, Reason
 from authservice.oidc.login import LoginFlow
 from authservice.oidc.pending import Sealer
 from authservice.sessions.cookies import read_cookies
+from authservice.urls import parse_authority
 
 ROUNDS_LIMIT = 5
 ROUNDS_WINDOW = timedelta(seconds=30)
@@ -44,8 +45,8 @@ def short_cookie(name: str, value: str, lifetime: timedelta, secure: bool) -> st
 
 
 def origin(scheme: str | None, host: str) -> str:
-    """``scheme://host``, or nothing when it is not known for sure."""
-    return f"{scheme}://{host}" if scheme and host else ""
+    """``scheme://host``, or nothing when it is not known for sure: a host that cannot be read names none."""
+    return f"{scheme}://{host}" if scheme and parse_authority(host) else ""
 
 
 class LoginLoop(Forbidden):

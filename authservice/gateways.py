@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
@@ -18,6 +19,9 @@ from authservice.errors import Misdirected
 from authservice.urls import canonical_path
 
 Networks = Sequence[IPv4Network | IPv6Network]
+
+_MOST_PEERS = 1024
+_LONGEST_ADDRESS = 64  # characters of an IPv6 address with an IPv4 tail (45) and the name of a zone
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,16 @@ class Trust:
     def __init__(self, proxies: Networks, outside_scheme: str | None) -> None:
         self._proxies = tuple(proxies)
         self._outside_scheme = outside_scheme
+        # Nearly all checks come from a handful of peers. Bounded: hops are text of anybody's.
+        self._is_proxy = lru_cache(_MOST_PEERS)(self._look_up)
 
     def trusts(self, peer: str | None) -> bool:
         """Whether the connection's other end is in ``TRUSTED_PROXIES``."""
-        if not self._proxies:
+        if not self._proxies or peer is None or len(peer) > _LONGEST_ADDRESS:
             return False
-        if peer is None:
-            return False
+        return self._is_proxy(peer)
+
+    def _look_up(self, peer: str) -> bool:
         try:
             address = ip_address(peer.partition("%")[0])
         except ValueError:
@@ -73,7 +80,7 @@ class Trust:
 
     def client(self, parts: RequestParts) -> str | None:
         """The client's address: the last one in ``X-Forwarded-For`` that no trusted proxy added."""
-        if not self.trusts(parts.peer):
+        if not self._proxies or not self.trusts(parts.peer):
             return parts.peer
         hops = [hop.strip() for hop in parts.headers.get("x-forwarded-for", "").split(",") if hop.strip()]
         for hop in reversed(hops):
@@ -99,12 +106,14 @@ class EnvoyDialect:
     def original_target(self, parts: RequestParts) -> str | None:
         """The target behind ``CHECK_PATH_PREFIX``, or ``None`` when this is not a check of ours."""
         target = parts.target or ""
+        if not self._check_prefix:
+            return target
         if not target.startswith(self._check_prefix):
             return None
         rest = target[len(self._check_prefix):]
-        if self._check_prefix and rest[:1] not in ("", "/", "?"):
+        if rest[:1] not in ("", "/", "?"):
             return None
-        return rest if rest.startswith("/") or not self._check_prefix else "/" + rest
+        return rest if rest.startswith("/") else "/" + rest
 
     def read(self, parts: RequestParts) -> CheckRequest:
         target = self.original_target(parts)
@@ -213,27 +222,23 @@ class Gateways:
         self.trust = trust
         self._own = own
         self._envoy = EnvoyDialect(trust, check_prefix) if "envoy" in chosen else None
+        self._behind_prefix = self._envoy if check_prefix else None
         self._verify = VerifyDialect(trust, own.verify, nginx="nginx" in chosen)
         forwarding = [name for name in ("traefik", "caddy") if name in chosen]
         self._forward_auth = ForwardAuthDialect("+".join(forwarding), trust) if forwarding else None
+        self._below_verify = own.verify + "/"
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout"}
 
     def door(self, parts: RequestParts) -> str | None:
-        """``"callback"``, ``"login"`` or ``"logout"`` when the request is for one of them."""
-        for target in self._targets(parts):
-            path = canonical_path(target)
-            if path in self._doors:
-                return self._doors[path]
-        return None
-
-    def _targets(self, parts: RequestParts) -> list[str]:
-        """The paths that this request may be about: as sent, and behind the check prefix."""
-        targets = [parts.target or ""]
-        if self._envoy is not None:
-            original = self._envoy.original_target(parts)
-            if original is not None and original != targets[0]:
-                targets.append(original)
-        return targets
+        """``"callback"``, ``"login"`` or ``"logout"`` when the request is for one of them, as sent or
+        behind the check prefix."""
+        path = canonical_path(parts.target or "")
+        door = self._doors.get(path) if path is not None else None
+        if door is None and self._behind_prefix is not None:
+            original = self._behind_prefix.original_target(parts)
+            path = canonical_path(original) if original is not None else None
+            door = self._doors.get(path) if path is not None else None
+        return door
 
     def dialect(self, parts: RequestParts) -> Dialect:
         """The dialect that this request speaks.
@@ -242,7 +247,7 @@ class Gateways:
         """
         path = canonical_path(parts.target or "")
         if path is not None:
-            if path == self._own.verify or path.startswith(self._own.verify + "/"):
+            if path.startswith(self._own.verify) and (path + "/").startswith(self._below_verify):
                 return self._verify
             if self._forward_auth is not None and path == self._own.forward_auth:
                 return self._forward_auth

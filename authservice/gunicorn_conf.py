@@ -7,11 +7,13 @@ settings gunicorn does not start: all problems are listed and the exit status is
 
 from __future__ import annotations
 
+import shutil
 import socket
 import struct
 import sys
 from typing import Any
 
+from authservice import scrape
 from authservice.errors import SettingsError
 from authservice.startup import checked, explain
 
@@ -33,7 +35,7 @@ if settings.readiness_probe_port:
     bind.append(f":{settings.readiness_probe_port}")
 
 workers = settings.web_concurrency
-worker_class = "gthread"
+worker_class = "authservice.worker.CheckWorker" if settings.worker_class == "fast" else "gthread"
 threads = 16
 # Longer than any proxy in front keeps a connection idle, so that it never meets a closed one.
 keepalive = 75
@@ -52,17 +54,54 @@ secure_scheme_headers: dict[str, str] = {}
 forwarder_headers = ""
 header_map = "drop"
 
-# How long a connection may stay silent in the middle of a request's head. Accepted connections
-# take it over from the listener; a whole request is short.
+# How long a connection may stay silent in the middle of a request's head, with gunicorn's own
+# threads: accepted connections take it over from the listener; a whole request is short. The event
+# loop of the other worker keeps its own time, and waits for nobody.
 HEAD_SILENCE_SECONDS = 10
 
 
 def when_ready(server: Any) -> None:
     """Called by gunicorn in the master, before it starts workers."""
+    if worker_class != "gthread":
+        return
     for listener in server.LISTENERS:
         listener.sock.setsockopt(
             socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", HEAD_SILENCE_SECONDS, 0)
         )
+
+
+def on_starting(server: Any) -> None:
+    """Called in the master, once: makes the place where workers put their numbers together."""
+    server.numbers = scrape.new_folder()
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """Called in each worker before it loads the application."""
+    worker.numbers = server.numbers
+
+
+def post_worker_init(worker: Any) -> None:
+    """Called in each worker when the application is loaded."""
+    if worker.numbers is not None:
+        worker.wsgi.extensions["authservice"].ledger.join(worker.numbers)
+
+
+def worker_exit(server: Any, worker: Any) -> None:
+    """Called in each worker at its end."""
+    if worker.booted:
+        worker.wsgi.extensions["authservice"].ledger.stop()
+
+
+def child_exit(server: Any, worker: Any) -> None:
+    """Called in the master when a worker has ended, however it did."""
+    if server.numbers is not None:
+        scrape.fold(server.numbers, worker.pid)
+
+
+def on_exit(server: Any) -> None:
+    """Called in the master at its end."""
+    if server.numbers is not None:
+        shutil.rmtree(server.numbers, ignore_errors=True)
 
 
 control_socket_disable = True

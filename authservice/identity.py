@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Any
@@ -31,6 +31,9 @@ class AuthMethod(str, Enum):
 
     COOKIE = "cookie"
     HEADER = "header"
+
+    # They equal their texts, so they hash like them; Enum's own hash is that of the name, and slow.
+    __hash__ = str.__hash__
 
 
 class VerifiedClaims(Mapping[str, Any]):
@@ -68,6 +71,8 @@ class Identity:
     issuer: str
     expires: datetime | None = None
     uid: str = ""
+    made: dict[object, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+    """What others made of this identity once and need at each check, by its maker."""
 
 
 @dataclass(frozen=True, slots=True)

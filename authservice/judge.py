@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
 
@@ -21,9 +22,11 @@ from werkzeug.routing import Rule
 from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, RequestParts
 from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, Reason
-from authservice.gateways import PASSES_ANSWERS_ON, Gateways, Style
+from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
+from authservice.identity import AuthMethod
 from authservice.logs import Event, request_fields, request_id
 from authservice.navigation import is_navigation
+from authservice.ops import OPEN, Counts, Metric
 from authservice.pages import Page, Pages
 from authservice.pipeline import Pipeline
 
@@ -38,7 +41,8 @@ RETRY_AFTER = ("Retry-After", "5")
 
 
 class Judge:
-    """Answers checks. ``login_path`` and ``logout_path`` are the service's own, for its pages."""
+    """Answers checks. ``login_path`` and ``logout_path`` are the service's own, for its pages. What
+    is let pass is logged only with ``log_allowed``."""
 
     def __init__(
         self,
@@ -50,6 +54,8 @@ class Judge:
         login_path: str,
         logout_path: str,
         homepage_url: str,
+        counts: Counts | None = None,
+        log_allowed: bool = False,
     ) -> None:
         self.gateways = gateways
         self._pipeline = pipeline
@@ -58,6 +64,13 @@ class Judge:
         self._login_path = login_path
         self._logout_path = logout_path
         self._homepage_url = homepage_url
+        self._counts = counts or Counts()
+        self._count_allowed: dict[str, Callable[[], object]] = {
+            OPEN: self._counts.adder(Metric.ALLOWED, OPEN),
+            **{method: self._counts.adder(Metric.ALLOWED, method.value) for method in AuthMethod},
+        }
+        self._log_allowed = log_allowed
+        self._made_for_nobody: dict[object, Any] = {}
 
     def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK) -> Reply:
         """The answer to one check.
@@ -65,21 +78,37 @@ class Judge:
         Under `Reach.MEMORY` raises `check.NeedsIO`, with nothing recorded, when it cannot be
         given without waiting.
         """
-        identifier = request_id(parts.headers.get("x-request-id", ""))
         try:
             dialect = self.gateways.dialect(parts)
             check = dialect.read(parts)
         except Misdirected as error:
-            return self._misdirected(parts, error, identifier)
-        match self._pipeline.decide(check, reach):
-            case Allow() as allow:
-                return allowed(allow, dialect.style, dialect.name)
+            return self._misdirected(parts, error)
+        decision = self._pipeline.decide(check, reach)
+        if isinstance(decision, Allow):
+            return self._allowed(decision, dialect, check, parts)
+        identifier = _request_id(parts)
+        match decision:
             case Login() as login if login.redirect and dialect.style.redirects:
                 return self._sent_to_log_in(login, check, identifier, reach)
             case Login() as login:
                 return self._told_to_log_in(login, check, identifier)
             case Deny() as deny:
                 return self._denied(deny, check, identifier)
+
+    def _allowed(self, allow: Allow, dialect: Dialect, check: CheckRequest, parts: RequestParts) -> Reply:
+        """Looked up, once it was made for this identity and dialect."""
+        identity = allow.identity
+        if identity is None:
+            method, made = OPEN, self._made_for_nobody
+        else:
+            method, made = identity.method, identity.made
+        reply = made.get(dialect)
+        if reply is None:
+            reply = made[dialect] = allowed(allow, dialect.style, dialect.name)
+        self._count_allowed[method]()
+        if self._log_allowed:
+            self._record(check, _request_id(parts), Event.ALLOWED, auth_method=method)
+        return reply
 
     def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
         try:
@@ -89,16 +118,19 @@ class Judge:
         except AuthServiceError as error:
             deny = Deny(error.status, error.reason, error.public, cause=str(error))
             return self._denied(deny, check, identifier)
+        self._counts.add(Metric.LOGINS_BEGUN)
         self._record(check, identifier, Event.LOGIN_BEGUN)
         return reply
 
     def _told_to_log_in(self, login: Login, check: CheckRequest, identifier: str) -> Reply:
+        self._counts.add(Metric.DENIED, Reason.NOT_AUTHENTICATED.value)
         self._record(check, identifier, Event.DENIED, status=401, reason=Reason.NOT_AUTHENTICATED)
         start = origin(check.scheme, check.host) + self._login_path
         with_page = ("X-Login-URL", f"{start}?rd={quote(login.return_to, safe='')}")
         return told_to_log_in(start, with_page)
 
     def _denied(self, deny: Deny, check: CheckRequest, identifier: str) -> Reply:
+        self._counts.add(Metric.DENIED, deny.reason.value)
         self._record(check, identifier, Event.DENIED, status=deny.status, reason=deny.reason, cause=deny.cause)
         extra: tuple[tuple[str, str], ...] = ()
         if deny.challenge:
@@ -129,16 +161,22 @@ class Judge:
             request_id=identifier,
         )
 
-    def _misdirected(self, parts: RequestParts, error: Misdirected, identifier: str) -> Reply:
+    def _misdirected(self, parts: RequestParts, error: Misdirected) -> Reply:
+        self._counts.add(Metric.DENIED, error.reason.value)
         log.warning(
             Event.DENIED.value,
-            extra={"request_id": identifier, "status": error.status, "reason": error.reason, "cause": str(error)},
+            extra={"request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error)},
         )
         return _json(error.status, {"error": error.reason.value, "message": error.public})
 
     @staticmethod
     def _record(check: CheckRequest, identifier: str, event: Event, **fields: object) -> None:
         log.info(event.value, extra={**request_fields(check, identifier), **fields})
+
+
+def _request_id(parts: RequestParts) -> str:
+    """Needed only where something is recorded or shown: a new one costs more than an allowed check."""
+    return request_id(parts.headers.get("x-request-id", ""))
 
 
 def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
@@ -151,10 +189,16 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
     headers = allow.set_headers
     if allow.remove_headers and style is PASSES_ANSWERS_ON:
         # Always: with several dialects chosen, Envoy may be the one that asks on any path.
-        headers += ((REMOVE, ",".join(allow.remove_headers)),)
+        headers += (_removal(allow.remove_headers),)
         if dialect != "envoy" and allow.identity is None:
             headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, allow.remove_headers)))
     return Reply(style.allow_status, headers)
+
+
+@lru_cache(maxsize=16)
+def _removal(names: tuple[str, ...]) -> tuple[str, str]:
+    """One header for everybody: the names come from the settings, and thousands of replies are kept."""
+    return REMOVE, ",".join(names)
 
 
 def told_to_log_in(login_url: str, *extra: tuple[str, str]) -> Reply:
@@ -190,12 +234,14 @@ def parts_of(environ: Mapping[str, Any]) -> RequestParts:
 
 class ExactResponse(Response):
     """A response whose ``Location`` leaves as it was given. Werkzeug writes it anew (``?q=[1]``
-    becomes ``?q=%5B1%5D``), and a deep link must come back byte for byte."""
+    becomes ``?q=%5B1%5D``) and fails where it cannot read it, and a deep link must come back byte
+    for byte."""
 
     def get_wsgi_headers(self, environ: dict[str, Any]) -> Headers:
+        location = self.headers.pop("Location", None)
         headers = super().get_wsgi_headers(environ)
-        if "Location" in self.headers:
-            headers["Location"] = self.headers["Location"]
+        if location is not None:
+            self.headers["Location"] = headers["Location"] = location
         return headers
 
 
@@ -203,10 +249,8 @@ def response(reply: Reply) -> Response:
     """A reply as Flask's response: its headers and no others (a bare allow has no type)."""
     flask_response = ExactResponse(reply.body, status=reply.status)
     flask_response.headers.clear()
-    for name, value in reply.headers:
+    for name, value in reply.lines:
         flask_response.headers.add(name, value)
-    if reply.status != 204:
-        flask_response.headers["Content-Length"] = str(len(reply.body))
     return flask_response
 
 

@@ -37,6 +37,7 @@ class Event(str, Enum):
 
     SETTING_NOTE = "setting_note"
     SCHEME_UNKNOWN = "outside_scheme_unknown"
+    ALLOWED = "check_allowed"
     DENIED = "check_denied"
     LOGIN_BEGUN = "login_begun"
     LOGIN_LOOP = "login_loop"
@@ -46,6 +47,7 @@ class Event(str, Enum):
     LOGOUT_REFUSED = "logout_refused"
     NOT_REVOKED = "tokens_not_revoked"
     REVIEWS_FORBIDDEN = "token_reviews_forbidden"
+    INVALIDATION_REFUSED = "session_invalidation_refused"
     UNEXPECTED = "unexpected_error"
 
 

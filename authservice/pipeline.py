@@ -47,6 +47,7 @@ class Pipeline:
         self._ready = ready
         self._redirects = redirects
         self._return_addresses = return_addresses
+        self._nobody = Allow(None, *headers.render(None))
 
     def decide(self, check: CheckRequest, reach: Reach) -> Decision:
         """Exactly one of allow, deny and login.
@@ -55,7 +56,7 @@ class Pipeline:
         failure of the closed family becomes a `Deny`, here and nowhere else.
         """
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
-            return self._allow(None)
+            return self._nobody
         try:
             identity = self._authenticate(check, reach)
             if identity is None:
@@ -83,9 +84,13 @@ class Pipeline:
                 return Deny(403, refusal.reason, refusal.public, identity=identity, detail=refusal.detail)
         return self._allow(identity)
 
-    def _allow(self, identity: Identity | None) -> Allow:
-        set_headers, remove_headers = self._headers.render(identity)
-        return Allow(identity, set_headers, remove_headers)
+    def _allow(self, identity: Identity) -> Allow:
+        """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
+        identity: such rings are not freed at once.)"""
+        rendered = identity.made.get(self)
+        if rendered is None:
+            rendered = identity.made[self] = self._headers.render(identity)
+        return Allow(identity, rendered[0], rendered[1])
 
     def _login(self, check: CheckRequest) -> Login:
         return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)

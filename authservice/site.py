@@ -28,8 +28,9 @@ from authservice.judge import parts_of, response, told_to_log_in
 from authservice.logs import Event, request_id
 from authservice.navigation import is_navigation
 from authservice.oidc.login import Finished, LoginFlow
-from authservice.ops import Readiness, is_ready
+from authservice.ops import Counts, Metric, Readiness, is_ready
 from authservice.pages import Page, Pages
+from authservice.scrape import CONTENT_TYPE, Ledger
 from authservice.sessions import Session
 from authservice.sessions.cookies import read_cookies
 from authservice.sessions.interface import BrowserSession
@@ -38,6 +39,8 @@ from authservice.urls import ReturnAddresses
 
 log = logging.getLogger(__name__)
 
+METRICS = "/metrics"
+"""On the readiness listener only."""
 DOOR_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 MOST_LOGINS_AT_ONCE = 10
 """In one process. Each may wait for the provider, and checks need the rest of the threads."""
@@ -76,7 +79,9 @@ class Site:
         pages: Pages,
         rules: SiteRules,
         now: Callable[[], datetime],
+        counts: Counts | None = None,
     ) -> None:
+        self._counts = counts or Counts()
         self._flow = flow
         self._entrance = entrance
         self._rounds = rounds
@@ -118,6 +123,7 @@ class Site:
             return self._redirect(address) if address else self._refuse_login(error, query)
         except AuthServiceError as error:
             return self._refuse_login(error, query)
+        self._counts.add(Metric.LOGINS_FINISHED)
         log.info(Event.LOGGED_IN.value, extra={**request_log_fields(), "issuer": identity.issuer})
         answer = self._land(finished.return_to or self.rules.homepage_url)
         if finished.served_cookie:
@@ -173,6 +179,7 @@ class Site:
     def _refuse_login(self, error: AuthServiceError, query: str) -> Response:
         fields = request_log_fields()
         status = error.login_status if isinstance(error, IdentityUnusable) else error.status
+        self._counts.add(Metric.LOGINS_REFUSED, error.reason.value)
         log.warning(
             Event.LOGIN_REFUSED.value,
             extra={**fields, "status": status, "reason": error.reason, "cause": str(error)},
@@ -213,6 +220,7 @@ class Site:
             reply = self._entrance.begin(return_to, cookie_header, scheme, host, Reach.NETWORK)
         except AuthServiceError as error:
             return self._refuse_login(error, "")
+        self._counts.add(Metric.LOGINS_BEGUN)
         log.info(Event.LOGIN_BEGUN.value, extra=request_log_fields())
         return response(reply)
 
@@ -246,6 +254,7 @@ class Site:
         not_revoked = self._revoke(ended.refresh_token, ended.access_token) if ended else []
         answer = self._logged_out(not_revoked, page=bearer is None and _wants_page())
         self._drop_cookie(answer, self._rounds.cookie_name)
+        self._counts.add(Metric.LOGOUTS)
         log.info(Event.LOGGED_OUT.value, extra=request_log_fields())
         return answer
 
@@ -374,14 +383,16 @@ def blueprint(site: Site, readiness: Readiness, paths: Mapping[str, str], prefix
     return serving
 
 
-def probe_blueprint(readiness: Readiness, subdomain: str) -> Blueprint:
-    """The original's readiness listener: any path (routed to ``/``), 200 or 503, no body."""
+def probe_blueprint(readiness: Readiness, ledger: Ledger, subdomain: str) -> Blueprint:
+    """The original's readiness listener: any path (routed to ``/``), 200 or 503, no body. Only
+    `METRICS` is another: this listener is for those who run the service, as the numbers are."""
     probing = Blueprint("probe", __name__, subdomain=subdomain)
 
     def probe() -> Response:
         return Response(status=200 if is_ready(readiness.report()) else 503)
 
     probing.add_url_rule("/", "any", probe, methods=DOOR_METHODS)
+    probing.add_url_rule(METRICS, "metrics", lambda: Response(ledger.text(), content_type=CONTENT_TYPE))
     return probing
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv6Address
 from typing import NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
@@ -34,6 +35,7 @@ _DOT_SEGMENT = re.compile(r"/\+*[. ][. +]*(?:/|\Z)")
 _BEST_FIT_SLASHES = frozenset("\u2044\u2215\u2216\u00a5\u20a9")
 
 
+@lru_cache(maxsize=128)  # for one check's several questions; small, as targets are text of anybody's
 def canonical_path(target: str) -> str | None:
     """The one path that every upstream will see for this request target, or ``None`` in doubt.
 
@@ -101,11 +103,24 @@ class PathPrefixes:
     def __init__(self, prefixes: Iterable[str]) -> None:
         paths = {canonical_prefix(entry) for entry in prefixes if not is_absolute(entry)}
         self._whole = frozenset(path for path in paths if not path.endswith("/"))
-        self._below = tuple(sorted(path if path.endswith("/") else path + "/" for path in paths))
+        self._below = frozenset(path if path.endswith("/") else path + "/" for path in paths)
+        self._depth = max((path.count("/") for path in self._below), default=0)
 
     def matches(self, path: str | None) -> bool:
-        """Whether a canonical path is covered. ``None`` (no canonical form) never is."""
-        return path is not None and (path in self._whole or path.startswith(self._below))
+        """Whether a canonical path is covered. ``None`` (no canonical form) never is. Looks once
+        at each segment that a prefix could end with, however many prefixes there are."""
+        if path is None or not self._depth:
+            return False
+        if path in self._whole:
+            return True
+        end = 0
+        for _ in range(self._depth):
+            end = path.find("/", end) + 1
+            if not end:
+                return False
+            if path[:end] in self._below:
+                return True
+        return False
 
 
 class Authority(NamedTuple):

@@ -1,6 +1,7 @@
 """What every implementation of a contract must do, as test classes to subclass.
 
-`StoreContract` is the contract of `authservice.sessions.Store`. Not a test file itself: a class
+`StoreContract` is the contract of `authservice.sessions.Store`, `WatchContract` that of its
+`Watch`. Not a test file itself: a class
 here runs only where a test file subclasses it and says how its subject is made.
 """
 
@@ -18,7 +19,8 @@ from threading import Barrier
 
 import pytest
 
-from authservice.sessions import Store
+from authservice.sessions import Store, Watch
+from tests.waiting import until
 
 MINUTE = timedelta(minutes=1)
 MICROSECOND = timedelta(microseconds=1)
@@ -293,3 +295,109 @@ class StoreContract:
         store.close()
         entry = store.load("key")
         assert entry is not None and entry.value == b"value"
+
+
+class Watched:
+    """A watch, what it was told to forget, and one entry that was copied under its stamp."""
+
+    def __init__(self, store: Store, key: str) -> None:
+        self.told: list[str | None] = []
+        self.watch: Watch = store.watch(self.told.append)
+        self._store = store
+        self._key = key
+
+    def __enter__(self) -> Watched:
+        self.watch.start()
+        self.copy()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.watch.stop()
+
+    def copy(self) -> None:
+        """Copies the entry, as whoever keeps copies does: stamp first, then the store."""
+        self.told.clear()
+        self.stamp = until(self.watch.stamp, every=0.001)
+        entry = self._store.load(self._key)
+        assert entry is not None
+        self.version = entry.version
+
+    def usable(self) -> bool:
+        """Whether the copy may be used now."""
+        stamp = self.watch.stamp()
+        if stamp is None or self._key in self.told or None in self.told:
+            return False
+        return bool(stamp == self.stamp) or self.watch.holds(self._key, self.version)
+
+
+class WatchContract:
+    """Subclasses give the fixtures of `StoreContract`."""
+
+    @pytest.fixture
+    def clock(self) -> Clock:
+        return Clock()
+
+    @pytest.fixture
+    def store(self, open_store: Callable[[Clock], Store], clock: Clock) -> Iterator[Store]:
+        with closing(open_store(clock)) as store:
+            store.save("key", b"value", clock() + MINUTE)
+            yield store
+
+    def test_nothing_is_known_before_the_start_and_after_the_end(self, store: Store) -> None:
+        watched = Watched(store, "key")
+        assert watched.watch.stamp() is None
+        entry = store.load("key")
+        assert entry is not None
+        assert not watched.watch.holds("key", entry.version)
+        watched.watch.stop()
+        for _ in range(2):
+            with watched:
+                assert until(watched.usable, every=0.001)
+            watched.watch.stop()
+            assert watched.watch.stamp() is None
+            assert not watched.watch.holds("key", watched.version)
+
+    def test_a_copy_stays_usable_while_nothing_happens(self, store: Store) -> None:
+        with Watched(store, "key") as watched:
+            assert sum(until(watched.usable, every=0.001) for _ in range(200)) == 200
+
+    def test_another_entrys_change_leaves_a_copy_usable(self, store: Store, clock: Clock) -> None:
+        with Watched(store, "key") as watched:
+            store.save("other", b"value", clock() + MINUTE)
+            for _ in range(20):
+                until(watched.usable, every=0.001)
+
+    @pytest.mark.parametrize("change", ["save", "delete", "if_version"])
+    def test_a_change_by_anybody_makes_a_copy_unusable(
+        self, open_store: Callable[[Clock], Store], store: Store, clock: Clock, change: str
+    ) -> None:
+        with closing(open_store(clock)) as elsewhere, Watched(store, "key") as watched:
+            for writer in (store, elsewhere):
+                store.save("key", b"value", clock() + MINUTE)
+                until(lambda: (watched.copy(), watched.usable())[1], every=0.001)
+                if change == "delete":
+                    assert writer.delete("key")
+                elif change == "save":
+                    writer.save("key", b"value", clock() + MINUTE)
+                else:
+                    assert writer.save("key", b"new", clock() + MINUTE, if_version=watched.version)
+                until(lambda: not watched.usable(), every=0.001)
+                for _ in range(20):
+                    assert not watched.usable()
+
+    def test_a_change_during_a_load_makes_its_copy_unusable(self, store: Store, clock: Clock) -> None:
+        with Watched(store, "key") as watched:
+            until(watched.usable, every=0.001)
+            watched.stamp = until(watched.watch.stamp, every=0.001)  # and now the store is asked
+            store.save("key", b"newer", clock() + MINUTE)
+            until(lambda: not watched.usable(), every=0.001)
+
+    def test_another_process_may_make_the_change(self, store: Store, recipe: str) -> None:
+        code = (
+            "from datetime import datetime, timezone\n"
+            "now = lambda: datetime.now(timezone.utc)\n" + recipe + "\nprint(store.delete('key'))\n"
+        )
+        with Watched(store, "key") as watched:
+            process = run_python(code)
+            assert output(process) == "True"
+            until(lambda: not watched.usable(), every=0.001)

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from authservice.errors import StoreDown
-from authservice.sessions import Entry, Session, Store
+from authservice.sessions import Entry, Forget, Session, Store, Watch
 
 
 def a_session(clock: Callable[[], datetime], **changes: Any) -> Session:
@@ -60,6 +60,9 @@ class WatchedStore:
     def delete(self, key: str) -> bool:
         self._called("delete")
         return self._store.delete(key)
+
+    def watch(self, forget: Forget) -> Watch:
+        return self._store.watch(forget)
 
     def sweep(self) -> int:
         return self._store.sweep()

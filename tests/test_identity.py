@@ -3,6 +3,7 @@ C08, C13 to C15, G39, H01 to H03, U7 to U12)."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from datetime import datetime, timezone
@@ -495,3 +496,14 @@ def test_verified_claims_are_read_only() -> None:
     assert claims["sub"] == "ann" and dict(claims) == {"sub": "ann"} and len(claims) == 1
     with pytest.raises(TypeError):
         claims["sub"] = "eve"  # type: ignore[index]
+
+
+def test_what_was_made_of_an_identity_is_no_part_of_it() -> None:
+    first = from_claims(VerifiedClaims({"sub": "alice", "iss": "i"}), ClaimRules("sub", ""), method=AuthMethod.COOKIE, issuer="i")
+    second = dataclasses.replace(first)
+    first.made["by somebody"] = "a cookie's worth"
+    assert first == second and second.made == {} and "worth" not in repr(first)
+
+
+def test_methods_hash_like_the_texts_that_they_equal() -> None:
+    assert {AuthMethod.COOKIE: 1}["cookie"] == 1  # type: ignore[index]

@@ -191,6 +191,14 @@ class TestNotAuthenticated:
         absolute = make_browser(OIDC_AUTH_URL="/dex/auth", AUTHSERVICE_URL_PREFIX="https://app.example/authservice/")
         assert (absolute.get("/x").header("Location") or "").startswith("https://app.example/dex/auth?")
 
+    @pytest.mark.parametrize("host", ["app.example:99999", "a b", "app.example,evil.example", "[x"])
+    def test_s02_a_host_that_cannot_be_read_does_not_become_part_of_an_address(
+        self, make_browser: Callable[..., Browser], host: str
+    ) -> None:
+        visitor = make_browser(OIDC_AUTH_URL="/dex/auth", AUTHSERVICE_URL_PREFIX="https://app.example/authservice/")
+        answer = visitor.get("/x", Host=host)
+        assert answer.status == 302 and path_exactly(answer).startswith("/dex/auth?")
+
 
 class TestDenied:
     def test_e3_b40_a_denial_is_a_page_and_the_session_stays(self, make_browser: Callable[..., Browser]) -> None:

@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "strictjson": set(),
     "logs": VALUES,
     "ops": VALUES,
+    "scrape": VALUES | {"logs", "ops"},
     "outbound": VALUES | {"outbound", "strictjson"},
     "oidc": MEANS | {"oidc"},
     "sessions": MEANS | {"sessions"},
@@ -42,24 +43,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "entrance": VALUES | {"oidc", "sessions"},
     "judge": MEANS | {"gateways", "pages", "pipeline", "entrance", "navigation"},
     "fastlane": VALUES | {"logs", "ops", "judge"},
-    "protocol": VALUES | {"logs", "fastlane"},
+    "bodies": set(),
+    "incoming": VALUES | {"bodies"},
+    "protocol": VALUES | {"logs", "fastlane", "bodies", "incoming"},
     "pool": VALUES | {"logs"},
-    "worker": VALUES | {"logs", "fastlane", "pool", "protocol"},
-    "site": MEANS | {"navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn"},
+    "worker": VALUES | {"logs", "ops", "fastlane", "pool", "protocol"},
+    "site": MEANS | {"navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn", "scrape"},
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "wsgi": {"app"},
-    "gunicorn_conf": {"errors", "settings", "startup"},
+    "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }
 
 DOORS: dict[str, set[str]] = {
     "flask": {"app", "judge", "site", "sessions.interface"},
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
-    "redis": {"sessions.redis"},
-    "sqlite3": {"sessions.sqlite"},
+    "redis": {"sessions.redis", "sessions.tracking"},
+    "sqlite3": {"sessions.sqlite", "sessions.sqlite_watch"},
     "requests": {"outbound.__init__", "outbound.exchange"},
     "urllib3": {"outbound.__init__", "outbound.exchange"},
     "authlib": {"oidc.client", "oidc.login", "oidc.tokens"},
@@ -71,11 +74,15 @@ DOORS: dict[str, set[str]] = {
     "gunicorn": {"worker"},
     "uvicorn": {"worker", "protocol"},
     "uvicorn_worker": {"worker"},
-    "httptools": {"protocol"},
+    "httptools": {"incoming"},
     "uvloop": {"worker"},
     "a2wsgi": {"pool"},
     "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
 }
+
+OUTERMOST = {"fastlane"}
+"""Edges that may catch everything. The fast lane hands what it cannot answer to the full path, which
+meets the same fault again, answers 500 and logs it."""
 
 
 def modules() -> list[tuple[str, ast.Module]]:
@@ -132,6 +139,8 @@ def test_nothing_is_caught_too_widely_and_no_environment_is_read_inside(name: st
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
             caught = ast.unparse(node.type) if node.type else "everything"
+            if name in OUTERMOST and caught == "Exception":
+                continue
             assert caught not in ("everything", "Exception", "BaseException"), f"{name}:{node.lineno} catches {caught}"
         if isinstance(node, ast.Attribute) and ast.unparse(node) in ("os.environ", "os.getenv"):
             assert name in ("wsgi", "gunicorn_conf", "cli", "settings.read"), f"{name}:{node.lineno} reads the environment"

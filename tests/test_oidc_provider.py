@@ -178,7 +178,9 @@ class TestDiscovery:
         until(lambda: provider.ready)
         clock.advance(days=3)
         until(lambda: not any(thread.name == "provider" for thread in threading.enumerate()))
-        provider.metadata(Reach.MEMORY), provider.ensure_known()
+        with pytest.raises(NeedsIO):
+            provider.metadata(Reach.MEMORY)
+        provider.ensure_known()
         assert endpoints(fake) == ["discovery", "jwks"]
 
     def test_many_requests_at_once_ask_once(self, fake: FakeProvider, make: Callable[..., Provider]) -> None:
@@ -228,9 +230,13 @@ class TestDiscovery:
         fake.behave()
         clock.advance(seconds=2)
         provider.metadata()
+        assert provider.metadata(Reach.MEMORY)
         clock.advance(days=1)
-        assert provider.metadata(Reach.MEMORY), "the last good one"
+        with pytest.raises(NeedsIO):
+            provider.metadata(Reach.MEMORY)
         assert len(fake.calls("discovery")) == 2
+        fake.misbehave("discovery_error_500")
+        assert provider.metadata() is provider.metadata(Reach.MEMORY), "the last good one, as it was asked in vain"
 
     def test_a_clock_that_is_set_back_does_not_stop_it(
         self, fake: FakeProvider, make: Callable[..., Provider], clock: MovableClock

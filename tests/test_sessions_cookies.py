@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import time
 from datetime import timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from authservice.sessions.cookies import MOST_TRIED, CookieRules, read_cookies, session_secrets
-from authservice.sessions.seal import new_secret
+from authservice.sessions.cookies import MOST_TRIED, CookieRules, first_candidate, read_cookies, session_secrets
+from authservice.sessions.seal import is_secret, new_secret
 
 NAME = "authservice_session"
 
@@ -106,6 +108,33 @@ def test_k08_what_is_not_quite_our_cookie_is_none(form: str) -> None:
     secret = new_secret()
     header = form.format(name=NAME, upper=NAME.upper(), secret=secret, cut=secret[:42])
     assert session_secrets(header, NAME) == []
+
+
+SECRETS = [new_secret() for _ in range(3)]
+PIECES = st.sampled_from(
+    [NAME, NAME[:5], "x", "=", "==", ";", ",", "; ", " ", "\t", '"', "\xe9", "\n", "\x0b", "\xa0", "_", "A" * 48, "A" * 49]
+    + [f"{NAME}={secret}" for secret in SECRETS]
+    + SECRETS
+)
+
+
+@settings(deadline=None, max_examples=1000)
+@given(st.lists(PIECES, max_size=14).map("".join))
+def test_the_quick_search_finds_what_reading_every_cookie_finds(header: str) -> None:
+    shaped = re.compile(r"[A-Za-z0-9_-]{49}")
+    read = [value for cookie, value in read_cookies(header) if cookie == NAME and shaped.fullmatch(value)]
+    first = first_candidate(header, NAME)
+    assert first == (read[0] if read else None)
+    secrets = session_secrets(header, NAME)
+    assert secrets[:1] == [first] if first is not None and is_secret(first) else set(secrets) <= set(read)
+
+
+def test_k07_the_quick_search_is_quick_whatever_it_is_given() -> None:
+    secret = new_secret()
+    for evil in (f"{NAME} " * 3000, f"x{NAME}={secret};" * 900, f"{NAME}={' ' * 60_000}", f"{' ' * 60_000}{NAME}", NAME * 3000):
+        began = time.perf_counter()
+        assert first_candidate(f"{evil};{NAME}={secret}", NAME) == secret
+        assert time.perf_counter() - began < 0.1
 
 
 RULES = CookieRules(name=NAME, max_age=timedelta(hours=24))

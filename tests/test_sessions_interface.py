@@ -17,10 +17,10 @@ from werkzeug.test import TestResponse
 
 from authservice.check import Reach
 from authservice.errors import StoreDown
-from authservice.sessions import Session
+from authservice.sessions.copies import LiveSession
 from authservice.sessions.cookies import CookieRules
 from authservice.sessions.interface import BrowserSession, SessionInterface
-from authservice.sessions.live import Sessions
+from authservice.sessions.live import Sessions, live_session
 from authservice.sessions.seal import new_secret, store_key
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import Clock
@@ -55,7 +55,7 @@ def app(sessions: Sessions, clock: Clock) -> Flask:
 
     def user() -> str:
         record = flask.session.record
-        return record.user_id if record else "nobody"
+        return record.by_cookie.user_id if record else "nobody"
 
     @app.get("/idle")
     def idle() -> str:
@@ -238,7 +238,7 @@ def test_two_logins_in_one_request_leave_one_session(
     assert answer.text == "second"
     loaded = sessions.load(given(answer), NET)
     assert loaded is not None
-    assert loaded.user_id == "second"
+    assert loaded.by_cookie.user_id == "second"
     assert store.calls.count("delete") == 1
 
 
@@ -396,5 +396,5 @@ def test_the_inherited_hooks_are_closed(app: Flask) -> None:
 def test_a_record_is_a_session(app: Flask, sessions: Sessions, clock: Clock) -> None:
     session = a_session(clock)
     with app.test_request_context("/", headers={"Cookie": f"{NAME}={sessions.begin(session)}"}):
-        record: Session | None = flask.session.record  # type: ignore[attr-defined]
-        assert record == session
+        record: LiveSession | None = flask.session.record  # type: ignore[attr-defined]
+        assert record == live_session(session)

@@ -14,8 +14,9 @@ import pytest
 
 from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
+from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.sessions import Session
-from authservice.sessions.live import Sessions
+from authservice.sessions.live import Sessions, live_session
 from authservice.sessions.redis import RedisStore
 from authservice.sessions.seal import new_secret, open_record, seal_record, store_key
 from authservice.sessions.sqlite import SqliteStore
@@ -52,12 +53,21 @@ def idle_sessions(store: WatchedStore, clock: Clock) -> Sessions:
 
 
 def test_a_session_comes_back_exactly(sessions: Sessions, clock: Clock) -> None:
-    session = a_session(clock)
-    assert sessions.load(sessions.begin(session), NET) == session
     least = Session(
         user_id="a", issuer="i", subject="s", created=clock(), last_seen=clock(), expires=clock() + MINUTE
     )
-    assert sessions.load(sessions.begin(least), NET) == least
+    for session in (a_session(clock), least):
+        secret = sessions.begin(session)
+        loaded = sessions.load(secret, NET)
+        assert loaded is not None
+        assert loaded.last_seen == session.last_seen
+        claims = VerifiedClaims(session.claims)
+        for method, identity in ((AuthMethod.COOKIE, loaded.by_cookie), (AuthMethod.HEADER, loaded.by_header)):
+            assert identity == Identity(
+                session.user_id, session.groups, claims, method, session.issuer, session.expires
+            )
+        assert len(loaded.by_cookie.claims) == len(claims)
+        assert sessions.end(secret) == session
 
 
 def test_every_session_has_a_new_secret(sessions: Sessions, clock: Clock) -> None:
@@ -120,7 +130,8 @@ def test_ending_one_session_leaves_the_others(sessions: Sessions, clock: Clock) 
 
 def test_text_made_of_a_session_shows_nothing_of_it(clock: Clock) -> None:
     session = a_session(clock)
-    for text in (repr(session), str(session), f"{session}", repr([session])):
+    live = live_session(session)
+    for text in (repr(session), str(session), f"{session}", repr([session]), repr(live), f"{live}"):
         for hidden in ("alice", "token", "eyJ", "example", "248289761001"):
             assert hidden not in text
 
@@ -132,7 +143,7 @@ def test_k09_b36_the_absolute_limit_is_max_age_on_our_clock(sessions: Sessions, 
     secret = sessions.begin(a_session(clock, expires=clock() + 30 * DAY))
     loaded = sessions.load(secret, NET)
     assert loaded is not None
-    assert loaded.expires == clock() + DAY
+    assert loaded.by_cookie.expires == clock() + DAY
     clock.advance(DAY - MICROSECOND)
     assert sessions.load(secret, NET) is not None
     clock.advance(MICROSECOND)
@@ -228,7 +239,9 @@ def test_marking_as_seen_changes_nothing_else(
     assert before is not None
     assert after is not None
     assert after.expires == before.expires
-    assert idle_sessions.load(secret, NET) == msgspec.structs.replace(session, last_seen=clock())
+    seen = msgspec.structs.replace(session, last_seen=clock())
+    assert idle_sessions.load(secret, NET) == live_session(seen)
+    assert idle_sessions.end(secret) == seen
 
 
 def test_a_session_ended_during_a_check_is_not_brought_back(
@@ -360,7 +373,7 @@ def test_a_field_of_a_newer_version_is_passed_over(
     assert entry is not None
     newer = msgspec.json.decode(open_record(secret, entry.value) or b"") | {"added_later": [1]}
     store.save(store_key(secret), seal_record(secret, msgspec.json.encode(newer)), entry.expires)
-    assert sessions.load(secret, NET) == a_session(clock)
+    assert sessions.load(secret, NET) == live_session(a_session(clock))
 
 
 @pytest.mark.parametrize("value", ["\ud800", {"a": "\udfff"}, [[["\ud800"]]]])
@@ -498,6 +511,7 @@ import os, resource, sys
 from datetime import datetime, timedelta, timezone
 from authservice.check import Reach
 from authservice.errors import StoreDown
+from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.sessions import Session
 from authservice.sessions.live import Sessions
 from authservice.sessions.sqlite import SqliteStore
@@ -534,8 +548,12 @@ def test_on_a_full_disk_nobody_gets_in_and_nobody_is_logged_out(tmp_path: Path) 
 def test_times_are_kept_as_moments_not_as_wall_clock_text(sessions: Sessions, clock: Clock) -> None:
     east = timezone(timedelta(hours=9))
     session = a_session(clock, created=clock().astimezone(east), last_seen=clock().astimezone(east))
-    loaded = sessions.load(sessions.begin(session), NET)
+    secret = sessions.begin(session)
+    loaded = sessions.load(secret, NET)
     assert loaded is not None
-    assert loaded.created == clock()
+    assert loaded.last_seen == clock()
+    ended = sessions.end(secret)
+    assert ended is not None
+    assert ended.created == clock()
     with pytest.raises(TypeError):
         sessions.begin(a_session(clock, expires=clock().replace(tzinfo=None)))

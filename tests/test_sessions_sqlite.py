@@ -19,7 +19,7 @@ import pytest
 from authservice.errors import StoreDown
 from authservice.sessions import sqlite
 from authservice.sessions.sqlite import BUSY_TIMEOUT, SWEEP_LIMIT, SqliteStore
-from tests.contracts import MINUTE, Clock, StoreContract, output, run_python
+from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
 from tests.waiting import until
 
 RECIPE = "from authservice.sessions.sqlite import SqliteStore\nstore = SqliteStore({!r}, now)"
@@ -34,6 +34,16 @@ SCRIPT = (
 
 
 class TestSqliteStore(StoreContract):
+    @pytest.fixture
+    def open_store(self, tmp_path: Path) -> Callable[[Clock], SqliteStore]:
+        return lambda clock: SqliteStore(tmp_path / "sessions.db", clock)
+
+    @pytest.fixture
+    def recipe(self, tmp_path: Path) -> str:
+        return RECIPE.format(str(tmp_path / "sessions.db"))
+
+
+class TestSqliteWatch(WatchContract):
     @pytest.fixture
     def open_store(self, tmp_path: Path) -> Callable[[Clock], SqliteStore]:
         return lambda clock: SqliteStore(tmp_path / "sessions.db", clock)
@@ -66,9 +76,10 @@ def test_the_file_its_log_and_its_index_are_ours_alone(tmp_path: Path) -> None:
     )
     assert printed == ""
     store = SqliteStore(file, Clock())
-    store.ping()
+    store.save("key", b"value", Clock()() + MINUTE)
     assert {one.name: mode(one) for one in file.parent.iterdir()} == {
         "sessions.db": 0o600,
+        "sessions.db-generation": 0o600,
         "sessions.db-wal": 0o600,
         "sessions.db-shm": 0o600,
     }

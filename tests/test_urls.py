@@ -123,6 +123,11 @@ class TestCanonicalPath:
         for target in (f"/a{escape}", f"/a{escape.upper()}b", f"/{escape}/c"):
             assert canonical_path(target) is None
 
+    def test_few_targets_are_remembered(self) -> None:
+        for number in range(1000):
+            canonical_path(f"/{number}?" + "x" * 8000)
+        assert canonical_path.cache_info().currsize <= 128
+
     def test_length(self) -> None:
         assert canonical_path("/" + "a" * (MAX_PATH - 1)) is not None
         assert canonical_path("/" + "a" * MAX_PATH) is None
@@ -271,6 +276,19 @@ class TestPathPrefixes:
 
     def test_none_at_all(self) -> None:
         assert not PathPrefixes([]).matches("/")
+
+    @given(
+        st.lists(st.lists(st.sampled_from(["", "a", "b", "ab"]), max_size=4).map("/".join).map("/".__add__), max_size=5),
+        st.lists(st.sampled_from(["", "a", "b", "ab"]), max_size=6).map("/".join).map("/".__add__),
+    )
+    def test_each_for_itself_says_the_same_as_all_together(self, entries: list[str], target: str) -> None:
+        entries = [entry for entry in entries if canonical_path(entry) is not None]
+        path = canonical_path(target)
+
+        def covers(entry: str) -> bool:
+            return path is not None and (path == entry or path.startswith(entry.rstrip("/") + "/"))
+
+        assert PathPrefixes(entries).matches(path) is any(map(covers, entries))
 
     def test_absolute_urls_never_match(self) -> None:
         prefixes = PathPrefixes(["https://idp/", "https://idp/x", "/dex"])

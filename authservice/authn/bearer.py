@@ -50,7 +50,8 @@ class FromHeader:
         self._header = header.lower()
 
     def authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
-        token = bearer_credential(self._header, check.header(self._header))
+        value = check.headers.get(self._header)
+        token = bearer_credential(self._header, value) if value else None
         if token is None or is_secret(token):
             return None
         return self._inner.judge(token, reach)

@@ -25,6 +25,7 @@ from authservice.authn import BearerAuthenticator
 from authservice.check import NeedsIO, Reach
 from authservice.errors import AuthServiceError, Refused, TooManyChecks
 from authservice.identity import Identity
+from authservice.ops import Counts, Metric
 
 MOST_ASKED = 4
 """Of one authenticator at once. Each question may wait for a party that hangs, and checks need the
@@ -75,11 +76,13 @@ class BearerCache:
         now: Callable[[], datetime],
         *,
         refused_lifetime: timedelta = REFUSED_LIFETIME,
+        counts: Counts | None = None,
     ) -> None:
         def until(key: Key, identity: Identity, kept_at: datetime) -> datetime:
             end = kept_at + (lifetime or timedelta(0))
             return min(end, identity.expires) if identity.expires else end
 
+        self._count_hit = (counts or Counts()).adder(Metric.BEARER_HITS)
         self._keeps_identities = lifetime is not None
         # Any clock will do for cachetools, though its types speak of numbers.
         self._identities: TLRUCache[Key, Identity] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
@@ -93,7 +96,9 @@ class BearerCache:
     def find(self, key: Key) -> Verdict:
         """What is known. Raises KeyError when nothing is."""
         with self._lock:
-            return self._find(key)
+            verdict = self._find(key)
+        self._count_hit()
+        return verdict
 
     def keep(self, key: Key, verdict: Verdict) -> None:
         """Remembers a verdict that nothing was known of before."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from authservice.authn.bearer import bearer_credential
 from authservice.check import CheckRequest, Reach
-from authservice.identity import AuthMethod, Identity, VerifiedClaims
-from authservice.sessions import Session
-from authservice.sessions.cookies import session_secrets
+from authservice.identity import Identity
+from authservice.sessions.cookies import first_candidate, session_secrets
 from authservice.sessions.live import Sessions
 
 
@@ -25,26 +24,22 @@ class SessionAuthenticator:
         self._cookie_name = cookie_name
 
     def authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
-        secret = bearer_credential(self._auth_header, check.header(self._auth_header))
+        header = check.header(self._auth_header)
+        secret = bearer_credential(self._auth_header, header) if header else None
         if secret is not None:
             session = self._sessions.load(secret, reach)
             if session is not None:
-                return identity_of(session, AuthMethod.HEADER)
+                return session.by_header
+        cookies = check.header("cookie")
+        first = first_candidate(cookies, self._cookie_name) if cookies else None
+        if first is None:
+            return None
+        session = self._sessions.load(first, reach)
+        if session is not None:
+            return session.by_cookie
         # Several cookies may carry our name (a planted one beside ours): an authentic one counts.
-        for secret in session_secrets(check.header("cookie"), self._cookie_name):
-            session = self._sessions.load(secret, reach)
+        for secret in session_secrets(cookies, self._cookie_name):
+            session = self._sessions.load(secret, reach) if secret != first else None
             if session is not None:
-                return identity_of(session, AuthMethod.COOKIE)
+                return session.by_cookie
         return None
-
-
-def identity_of(session: Session, method: AuthMethod) -> Identity:
-    """The identity that was verified when the session began."""
-    return Identity(
-        user_id=session.user_id,
-        groups=session.groups,
-        claims=VerifiedClaims(session.claims),
-        method=method,
-        issuer=session.issuer,
-        expires=session.expires,
-    )

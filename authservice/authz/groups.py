@@ -19,9 +19,10 @@ class GroupsAuthorizer:
 
     def __init__(self, allowed: Iterable[str]) -> None:
         self._allowed = frozenset(allowed)
+        self._everybody = EVERYBODY in self._allowed
 
     def authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Refusal | None:
-        if EVERYBODY in self._allowed or not self._allowed.isdisjoint(identity.groups):
+        if self._everybody or not self._allowed.isdisjoint(identity.groups):
             return None
         return Refusal(
             Reason.GROUPS,

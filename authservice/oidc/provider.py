@@ -52,7 +52,7 @@ class Provider(IssuerSource[Metadata]):
         """The provider's metadata, asked for on demand when it is unknown or old.
 
         Raises `errors.NotReady` when it is unknown and cannot be had now, and `check.NeedsIO`
-        when it is unknown and `Reach.MEMORY` forbids asking.
+        under `Reach.MEMORY` when it is time to ask.
         """
         return self._know(reach).description
 

@@ -104,9 +104,6 @@ class IssuerSource(ABC, Generic[D]):
         Raises `errors.NotReady` when they are unknown and cannot be had now, and `check.NeedsIO`
         under `Reach.MEMORY` when it is time to ask.
         """
-        known = self._known
-        if reach is Reach.MEMORY and known is not None and self._is_old(known) and not self._is_asked():
-            raise NeedsIO
         return self._know(reach).keys
 
     def newer_keys(self, than: KeySet, reach: Reach = Reach.NETWORK) -> KeySet | None:
@@ -148,11 +145,13 @@ class IssuerSource(ABC, Generic[D]):
     # --- fetching -----------------------------------------------------------------------------
 
     def _know(self, reach: Reach) -> Known[D]:
-        """What is known; asked for on demand when it is unknown or, if `reach` allows, old."""
+        """What is known; asked for on demand when it is unknown or old."""
         known = self._known
         if reach is Reach.MEMORY:
             if known is None:
                 raise self._not_ready() if self._cooling() else NeedsIO
+            if self._is_old(known) and not self._is_asked():
+                raise NeedsIO
             return known
         return self._fetch_on_demand(known) if known is None or self._is_old(known) else known
 

@@ -11,7 +11,7 @@ import http.client
 import logging
 import os
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from http.cookiejar import DefaultCookiePolicy
@@ -69,7 +69,8 @@ class Http:
     ``system_authorities`` is false; ``certificate`` and ``key`` tell who we are in TLS. ``timeout``
     holds for a whole exchange, from the name look-up to the last byte of the body; ``max_bytes``
     for the body after decompression, and much the same for what comes over the wire. Where no
-    connection comes about, it is tried ``connect_retries`` times more within that time.
+    connection comes about, it is tried ``connect_retries`` times more within that time. ``failed``
+    is told of each exchange that brought no answer, none that can be used, or one of status 5xx.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Http:
         system_authorities: bool = True,
         certificate: Path | None = None,
         key: Path | None = None,
+        failed: Callable[[], object] = lambda: None,
     ) -> None:
         """Raises OSError (ssl.SSLError is one) when one of the files cannot be used."""
         # Its lines quote what servers sent and name addresses with their queries.
@@ -93,6 +95,7 @@ class Http:
             self._context.load_cert_chain(certificate, key, password="")
         self._max_bytes = max_bytes
         self._connect_retries = connect_retries
+        self._failed = failed
         self._session: tuple[int, requests.Session] | None = None
 
     def get(
@@ -137,6 +140,24 @@ class Http:
             self._session[1].close()
 
     def _send(
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None,
+        body: bytes | None,
+        farthest: Zone,
+        timeout: timedelta | None,
+    ) -> Response:
+        try:
+            response = self._exchange(method, url, headers, body, farthest, timeout)
+        except OutboundFault:
+            self._failed()
+            raise
+        if response.status >= 500:
+            self._failed()
+        return response
+
+    def _exchange(
         self,
         method: str,
         url: str,

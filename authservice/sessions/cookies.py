@@ -7,6 +7,7 @@ comma. Called by the session authenticator (which must not touch Flask's session
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -16,6 +17,9 @@ from authservice.sessions.seal import is_secret
 
 MOST_TRIED = 4
 """How many cookies of our name are tried; each one that is well formed costs a store read."""
+
+_LOOKS_WELL_FORMED = re.compile(r"[ \t]*=[ \t]*([A-Za-z0-9_-]{49})[ \t]*(?:[;,]|\Z)")
+"""The rest of our cookie behind its name, up to the next one."""
 
 
 def read_cookies(cookie_header: str) -> list[tuple[str, str]]:
@@ -45,6 +49,23 @@ def session_secrets(cookie_header: str, name: str) -> list[str]:
             if len(found) == MOST_TRIED:
                 break
     return found
+
+
+def first_candidate(cookie_header: str, name: str) -> str | None:
+    """The first value of the cookie ``name`` that looks well formed: ``None`` only if there are no
+    `session_secrets`, and else their first, or a value that is none. Searches for the name
+    instead of reading every cookie, since most of a long header is other people's."""
+    at = cookie_header.find(name)
+    while at >= 0:
+        before = at - 1
+        while before >= 0 and cookie_header[before] in " \t":
+            before -= 1
+        if before < 0 or cookie_header[before] in ";,":
+            value = _LOOKS_WELL_FORMED.match(cookie_header, at + len(name))
+            if value is not None:
+                return value[1]
+        at = cookie_header.find(name, at + 1)
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 SQLite counts a process's locks in memory; a child that inherits those counts believes in locks
 that it does not hold, and damages the file, even through connections of its own
 (https://www.sqlite.org/howtocorrupt.html §2.6). So nothing may be open at the moment of a fork.
-Used by `sessions.sqlite`; it matters only where an application is loaded before its workers are
+Used by `sessions.sqlite` and its watch; it matters only where an application is loaded before its workers are
 forked, and costs nothing else anywhere.
 """
 
@@ -45,10 +45,27 @@ class ForkGuard:
         try:
             yield
         finally:
-            with self._changed:
-                self._inside -= 1
-                if not self._inside:
-                    self._changed.notify_all()
+            self._leave()
+
+    @contextmanager
+    def inside_now(self) -> Iterator[bool]:
+        """As `inside`, but never waits for a fork and raises nothing: ``False`` is no entrance."""
+        entered = self._changed.acquire(blocking=False)
+        if entered:
+            entered = not self._forking and not self._crossed
+            self._inside += entered
+            self._changed.release()
+        try:
+            yield entered
+        finally:
+            if entered:
+                self._leave()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            if not self._inside:
+                self._changed.notify_all()
 
     def before_fork(self) -> None:
         """In the parent; keeps the condition's lock until one of the other two."""

@@ -18,7 +18,8 @@ from flask_session.base import ServerSideSessionInterface
 from authservice.check import Reach
 from authservice.sessions import Session
 from authservice.sessions.cookies import CookieRules, session_secrets
-from authservice.sessions.live import Sessions
+from authservice.sessions.copies import LiveSession
+from authservice.sessions.live import Sessions, live_session
 
 _NOT_A_DICTIONARY = "flask.session keeps a login and nothing else: use .record, .log_in() and .log_out()"
 
@@ -33,7 +34,7 @@ class BrowserSession(SessionMixin):
     def __init__(self, sessions: Sessions, secrets: list[str]) -> None:
         self._sessions = sessions
         self._secrets = secrets
-        self._record: Session | None = None
+        self._record: LiveSession | None = None
         self._asked = False
         self.issued: str | None = None
         """The secret of a login that happened in this request, until it is ended again."""
@@ -46,9 +47,9 @@ class BrowserSession(SessionMixin):
         return self._asked
 
     @property
-    def record(self) -> Session | None:
+    def record(self) -> LiveSession | None:
         """The browser's live session. Of several cookies with our name the first authentic one
-        counts. Read from the store at the first use only."""
+        counts. Asked for at the first use only."""
         if not self._asked:
             found = (self._sessions.load(secret, Reach.NETWORK) for secret in self._secrets)
             self._record = next((session for session in found if session), None)
@@ -61,7 +62,7 @@ class BrowserSession(SessionMixin):
         secret = self._sessions.begin(record)
         self._end_all()
         self._secrets, self.issued, self.dropped = [secret], secret, False
-        self._record, self._asked = record, True
+        self._record, self._asked = live_session(record), True
 
     def log_out(self, bearer: str | None = None) -> Session | None:
         """Ends the browser's session and takes its cookie; gives the session when it was live.

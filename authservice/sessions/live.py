@@ -1,30 +1,42 @@
 """Where the rest of the service asks for sessions: secrets in, records out.
 
-Owns the life of a session (begin, load, end), its absolute and idle limits on our own clock, and
-one-time marks. Sealing is `sessions.seal`'s work, keeping is the `Store`'s. Called by the session
+Owns the life of a session (begin, load, end), its absolute and idle limits on our own clock, the
+question whether a copy in memory may be used, and one-time marks. Sealing is `sessions.seal`'s
+work, keeping is the `Store`'s, and knowing what changed in it its `Watch`'s. Called by the session
 authenticator and by `sessions.interface`.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from typing import Any
 
 import msgspec
 
 from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
+from authservice.identity import AuthMethod, Identity, VerifiedClaims
+from authservice.ops import Counts, Metric
 from authservice.sessions import Entry, Session, Store
+from authservice.sessions.copies import Copies, Copy, LiveSession
 from authservice.sessions.seal import is_secret, mark_key, new_secret, open_record, seal_record, store_key
 
 _LONGEST_STEP = timedelta(seconds=60)
+_RECENT = timedelta(seconds=10)
+"""How exactly it is known which copies were used least recently: to note it costs more than a hit."""
 
 log = logging.getLogger(__name__)
 
 
 class Sessions:
-    """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit."""
+    """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit.
+
+    At most ``cache_size`` sessions are kept decoded in memory, between ``start`` and ``stop``. A
+    session that ended anywhere is dead here as soon as the store's `Watch` can know.
+    """
 
     def __init__(
         self,
@@ -33,6 +45,8 @@ class Sessions:
         now: Callable[[], datetime],
         max_age: timedelta,
         idle_timeout: timedelta | None = None,
+        cache_size: int = 0,
+        counts: Counts | None = None,
     ) -> None:
         self._store = store
         self._now = now
@@ -40,28 +54,80 @@ class Sessions:
         self._idle = idle_timeout
         self._step = min(_LONGEST_STEP, idle_timeout / 10) if idle_timeout else None
         self._decoder = msgspec.json.Decoder(Session)
+        self._cache_size = cache_size
+        counts = counts or Counts()
+        self._count_hit = counts.adder(Metric.SESSION_HITS)
+        self._count_miss = counts.adder(Metric.SESSION_MISSES)
+        self._copies = Copies(cache_size, counts.adder(Metric.SESSION_INVALIDATIONS))
+        counts.gauge(Metric.SESSIONS_HELD, lambda: len(self._copies))
+        self._watch = store.watch(self._copies.forget)
 
-    def load(self, secret: str, reach: Reach) -> Session | None:
+    def start(self) -> None:
+        """Begins keeping copies in this process, and again in each process forked from it."""
+        self._copies.begin_anew()
+        if self._cache_size:
+            self._watch.start()
+
+    def stop(self) -> None:
+        """From now on every load asks the store."""
+        self._watch.stop()
+        self._copies.forget(None)
+
+    def load(self, secret: str, reach: Reach) -> LiveSession | None:
         """The live session of this secret, or ``None``: not a secret, unknown, ended, past a
         limit, or a record that cannot be read (which is left where it is).
 
-        Raises `errors.StoreDown`, and `check.NeedsIO` under `Reach.MEMORY` (except for what
-        does not even have a secret's form: that is known without waiting).
+        Raises `errors.StoreDown`, and `check.NeedsIO` under `Reach.MEMORY` when no copy may be
+        used (except for what does not even have a secret's form: that is known without waiting).
         """
+        stamp = self._watch.stamp()
+        copy = self._copies.find(secret)  # after the stamp: what it vouches for is not forgotten then
+        if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
+            self._count_hit()
+            return copy.session
         if not is_secret(secret):
             return None
+        if copy is not None and stamp is not None and self._still_holds(copy, stamp):
+            self._count_hit()
+            return copy.session
         if reach is Reach.MEMORY:
             raise NeedsIO
-        entry = self._store.load(store_key(secret))
-        session = self._open(secret, entry) if entry else None
-        if entry is None or session is None:
-            return None
+        return self._read(secret)
+
+    def _still_holds(self, copy: Copy, stamp: object) -> bool:
+        """The second look at a copy, which makes the next ones quick again."""
         now = self._now()
-        if now >= self._deadline(session):
-            return None
-        if self._step and now - session.last_seen >= self._step:
-            return self._touch(secret, session, entry, now)
-        return session
+        if now >= copy.limit or (copy.stamp != stamp and not self._watch.holds(copy.key, copy.version)):
+            return False
+        copy.stamp = stamp
+        copy.quick = min(copy.limit, now + _RECENT)
+        self._copies.used(copy.key)
+        return True
+
+    def _read(self, secret: str) -> LiveSession | None:
+        """The session as the store holds it; kept as a copy where that may be used later."""
+        self._count_miss()
+        key = store_key(secret)
+        with self._copies.expecting(key) as keep:
+            stamp = self._watch.stamp()  # before the store is asked: what changes from here on shows
+            entry = self._store.load(key)
+            session = self._open(secret, entry) if entry else None
+            if entry is None or session is None:
+                return None
+            now = self._now()
+            limit = self._deadline(session)
+            if now >= limit:
+                return None
+            if self._step and now - session.last_seen >= self._step:
+                return live_session(self._touch(secret, session, entry, now))
+            live = live_session(session)
+            if stamp is not None:
+                limit = min(limit, entry.expires)
+                if self._step:
+                    limit = min(limit, session.last_seen + self._step)
+                quick = min(limit, now + _RECENT)
+                keep(secret, Copy(live, key, entry.version, limit, quick, stamp))
+            return live
 
     def begin(self, session: Session) -> str:
         """Keeps a new session and gives its secret, which is never one that was used before.
@@ -83,10 +149,14 @@ class Sessions:
         if not is_secret(secret):
             return None
         key = store_key(secret)
-        entry = self._store.load(key)
-        if entry is None:
-            return None
-        self._store.delete(key)
+        self._copies.forget(key)
+        try:
+            entry = self._store.load(key)
+            if entry is None:
+                return None
+            self._store.delete(key)
+        finally:
+            self._copies.forget(key)  # a check may have read it meanwhile
         session = self._open(secret, entry)
         return session if session and self._now() < self._deadline(session) else None
 
@@ -123,6 +193,40 @@ class Sessions:
             log.warning("session not marked as seen: %s", error)
             return session
         return seen
+
+
+def live_session(session: Session) -> LiveSession:
+    """What checks see of a record, in little memory: there may be many thousands, whose groups
+    are the same few."""
+    groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
+    claims = _EncodedClaims(msgspec.json.encode(session.claims))
+
+    def by(method: AuthMethod) -> Identity:
+        return Identity(session.user_id, groups, claims, method, issuer, session.expires)
+
+    return LiveSession(by(AuthMethod.COOKIE), by(AuthMethod.HEADER), session.last_seen)
+
+
+class _EncodedClaims(VerifiedClaims):
+    """A stored session's claims, decoded when somebody asks for them: few do, and as objects they
+    take three times the memory."""
+
+    __slots__ = ("_encoded",)
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+
+    def _decoded(self) -> dict[str, Any]:
+        return msgspec.json.decode(self._encoded)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._decoded()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    def __len__(self) -> int:
+        return len(self._decoded())
 
 
 def _encode(session: Session) -> bytes:

@@ -19,10 +19,12 @@ from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from authservice.errors import StoreDown
-from authservice.sessions import Entry, from_microseconds, to_microseconds
+from authservice.sessions import Entry, Forget, from_microseconds, to_microseconds
+from authservice.sessions.tracking import SILENCE, Tracking
 
 KEY_PREFIX = "authservice:"
 
@@ -157,8 +159,23 @@ class RedisStore:
             self._client.set(key, b"1", px=_PROBE_LIFETIME_MS)
             self._client.get(key)
 
+    def watch(self, forget: Forget) -> Tracking:
+        return Tracking(self._connection_beside_the_pool, self._prefix, forget, self._where)
+
     def close(self) -> None:
         self._client.connection_pool.disconnect()
+
+    def _connection_beside_the_pool(self) -> AbstractConnection:
+        """To the same server as the same user. Neither waits for the pool's, nor counts for the breaker."""
+        pool = self._client.connection_pool
+        own = {
+            "protocol": 2,
+            "retry": Retry(NoBackoff(), 0),
+            "socket_connect_timeout": SILENCE.total_seconds(),
+            "socket_timeout": SILENCE.total_seconds(),
+        }
+        connection: AbstractConnection = pool.connection_class(**pool.connection_kwargs | own)
+        return connection
 
     @contextmanager
     def _answers(self) -> Iterator[None]:

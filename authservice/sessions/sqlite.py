@@ -15,15 +15,18 @@ import stat
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
+from weakref import WeakSet
 
 from authservice.errors import StoreDown
-from authservice.sessions import Entry, from_microseconds, to_microseconds
+from authservice.sessions import Entry, Forget, from_microseconds, generation, to_microseconds
 from authservice.sessions.forks import ForkGuard
+from authservice.sessions.sqlite_watch import SqliteWatch
 
 BUSY_TIMEOUT = timedelta(seconds=2)
 """How long a statement waits for another process's write."""
@@ -75,7 +78,8 @@ class SqliteStore:
         self._now = now
         self._prepare_lock = threading.Lock()
         self._connections = _Connections()
-        self._guard = ForkGuard(self._connections.close, 2 * BUSY_TIMEOUT.total_seconds())
+        self._watches: WeakSet[SqliteWatch] = WeakSet()
+        self._guard = ForkGuard(partial(_let_go, self._connections, self._watches), 2 * BUSY_TIMEOUT.total_seconds())
         self._file: Path | None = None
         self.notices: tuple[str, ...] = ()
         try:
@@ -122,7 +126,7 @@ class SqliteStore:
             "if_version": if_version,
         }
         with self._connection() as connection:
-            return connection.execute(statement, row).rowcount == 1
+            return self._told(connection.execute(statement, row).rowcount) == 1
 
     def delete(self, key: str) -> bool:
         """As the contract says; it is on the disk when this returns, so that no power cut brings
@@ -133,11 +137,11 @@ class SqliteStore:
                 "DELETE FROM entries WHERE key = ? AND expires > ?", (key, to_microseconds(self._now()))
             )
             connection.execute("PRAGMA synchronous = NORMAL")
-            return deleted.rowcount == 1
+            return self._told(deleted.rowcount) == 1
 
     def sweep(self) -> int:
         with self._connection() as connection:
-            return connection.execute(_SWEEP, (to_microseconds(self._now()), SWEEP_LIMIT)).rowcount
+            return self._told(connection.execute(_SWEEP, (to_microseconds(self._now()), SWEEP_LIMIT)).rowcount)
 
     def ping(self) -> None:
         """Writes one row, so that a full disk or a file turned read-only shows, and reads."""
@@ -147,8 +151,21 @@ class SqliteStore:
             )
             connection.execute("SELECT key FROM entries LIMIT 1").fetchone()
 
+    def watch(self, forget: Forget) -> SqliteWatch:
+        """Needs no ``forget``: after every change it is asked which versions still hold."""
+        watch = SqliteWatch(lambda: self._file, partial(_connect, patience=timedelta(0)), self._guard)
+        self._watches.add(watch)
+        return watch
+
     def close(self) -> None:
-        self._connections.close()
+        _let_go(self._connections, self._watches)
+
+    def _told(self, changed: int) -> int:
+        """Lets every watching process know at once that so many entries changed, which is committed.
+        Where that fails they see it a few milliseconds later."""
+        if changed and self._file is not None:
+            generation.advance(self._file)
+        return changed
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -182,6 +199,13 @@ class SqliteStore:
             return self._file, _file_id(self._file)
         finally:
             self._prepare_lock.release()
+
+
+def _let_go(connections: _Connections, watches: Iterable[SqliteWatch]) -> None:
+    """Closes what is open; not a method of the store, which is gone then without a collector."""
+    connections.close()
+    for watch in watches:
+        watch.let_go()
 
 
 class _Connection(sqlite3.Connection):
@@ -230,11 +254,13 @@ class _Connections:
                 return
 
 
-def _connect(file: Path, file_id: tuple[int, int], mode: str = "rw") -> _Connection:
+def _connect(
+    file: Path, file_id: tuple[int, int] = (0, 0), mode: str = "rw", patience: timedelta = BUSY_TIMEOUT
+) -> _Connection:
     connection = sqlite3.connect(
         f"file:{quote(str(file))}?mode={mode}",
         uri=True,
-        timeout=BUSY_TIMEOUT.total_seconds(),
+        timeout=patience.total_seconds(),
         isolation_level=None,
         check_same_thread=False,
         factory=_Connection,
@@ -337,7 +363,7 @@ def _foreign(file: Path) -> str:
     if there.st_size < _SMALLEST_DATABASE:
         return "not an SQLite file"  # SQLite itself would take it for an empty one
     try:
-        with closing(_connect(file, (0, 0), mode="ro")) as connection:
+        with closing(_connect(file, mode="ro")) as connection:
             owner = connection.execute("PRAGMA application_id").fetchone()[0]
             tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
     except sqlite3.DatabaseError as error:
@@ -353,7 +379,7 @@ def _create(file: Path) -> bool:
     """Makes an empty file that only we may read (SQLite gives ``-wal`` and ``-shm`` the same
     mode), or takes other people's rights off the existing ones. ``False`` when we may not: the
     files belong to somebody else, as on a volume shared through a group."""
-    attached = [file.with_name(file.name + end) for end in ("-wal", "-shm")]
+    attached = [file.with_name(file.name + end) for end in ("-wal", "-shm", generation.SUFFIX)]
     if not file.exists():
         for one in attached:
             one.unlink(missing_ok=True)  # of a file that was taken away alone; worse than none
@@ -372,7 +398,7 @@ def _create(file: Path) -> bool:
 
 def _set_up(file: Path) -> None:
     """WAL mode and the schema; writes nothing when they are there, since the disk may be full."""
-    with closing(_connect(file, (0, 0))) as connection:
+    with closing(_connect(file)) as connection:
         if connection.execute("PRAGMA user_version").fetchone()[0] != _SCHEMA_VERSION:
             _install(connection)
 

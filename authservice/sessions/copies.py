@@ -1,0 +1,129 @@
+"""Copies of live sessions in one process: how many, which go first, and which must not come in.
+
+Owns the memory and its lock. Whether a copy may still be used is `sessions.live`'s question to the
+store's `Watch`; a `forget` always wins over a load that began before it. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+from cachetools import LRUCache
+
+from authservice.identity import Identity
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """What checks need to know of a session: who it proves, by the way its secret came, and when
+    it was last marked as seen. One object for one copy, so what others make of an identity can be
+    kept with it. Holds no tokens: those are read when a session ends."""
+
+    by_cookie: Identity
+    by_header: Identity
+    last_seen: datetime
+
+    def __repr__(self) -> str:
+        """Says when, never who: text ends up in logs."""
+        return f"<LiveSession until {self.by_cookie.expires}>"
+
+
+@dataclass(slots=True, eq=False)
+class Copy:
+    """A session as the store held it under ``stamp`` in ``version``. ``limit`` is the moment from
+    which it says nothing any more; until ``quick`` (never later) nothing about it needs a second
+    look."""
+
+    session: LiveSession
+    key: str
+    version: int
+    limit: datetime
+    quick: datetime
+    stamp: object
+
+
+class Copies:
+    """At most ``size`` copies, by the secret that opens them. ``dropped`` is told when one was
+    forgotten, or all at once. Safe for threads."""
+
+    def __init__(self, size: int, dropped: Callable[[], object] = lambda: None) -> None:
+        self._size = size
+        self._dropped = dropped
+        self._copies: dict[str, Copy] = {}
+        self._loading: dict[str, set[object]] = {}
+        self.begin_anew()
+        self.find: Callable[[str], Copy | None] = self._copies.get
+        """The copy for a secret. Takes no lock: it is asked at every check."""
+
+    def __len__(self) -> int:
+        return len(self._copies)
+
+    @contextmanager
+    def expecting(self, key: str) -> Iterator[Callable[[str, Copy], None]]:
+        """Gives the function that keeps what is loaded meanwhile, under its secret. It keeps
+        nothing when ``key`` was forgotten since this began."""
+        load = object()
+
+        def keep(secret: str, copy: Copy) -> None:
+            with self._lock:
+                if load in self._loading.get(key, ()):
+                    self._recent[key] = secret
+                    self._copies[secret] = copy
+
+        with self._lock:
+            self._loading.setdefault(key, set()).add(load)
+        try:
+            yield keep
+        finally:
+            with self._lock:
+                loads = self._loading.get(key)
+                if loads is not None:
+                    loads.discard(load)
+                    if not loads:
+                        del self._loading[key]
+
+    def used(self, key: str) -> None:
+        """This one is not the next to go."""
+        with self._lock:
+            self._recent.get(key)
+
+    def forget(self, key: str | None) -> None:
+        """Drops the copy of a store key, or all of them, and whatever is being loaded for it."""
+        with self._lock:
+            if key is None:
+                if self._copies:
+                    self._dropped()
+                self._empty()
+            else:
+                self._loading.pop(key, None)
+                secret = self._recent.pop(key, None)
+                if secret is not None:
+                    self._dropped()
+                    self._copies.pop(secret, None)
+
+    def begin_anew(self) -> None:
+        """Empties everything, also after a fork in the middle of another thread's call."""
+        self._lock = threading.Lock()
+        self._empty()
+
+    def _empty(self) -> None:
+        self._loading.clear()
+        self._copies.clear()
+        self._recent = _Recent(self._size, lambda secret: self._copies.pop(secret, None))
+
+
+class _Recent(LRUCache[str, str]):
+    """Secrets by store key, the one used least recently first to go; says which one goes."""
+
+    def __init__(self, size: int, gone: Callable[[str], object]) -> None:
+        super().__init__(size)
+        self._gone = gone
+
+    def popitem(self) -> tuple[str, str]:
+        key, secret = super().popitem()
+        self._gone(secret)
+        return key, secret
