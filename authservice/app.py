@@ -41,7 +41,9 @@ from authservice.scrape import Ledger
 from authservice.sessions import Store
 from authservice.sessions.cookies import CookieRules
 from authservice.sessions.counted import CountedStore
+from authservice.sessions.directory import Directory
 from authservice.sessions.interface import SessionInterface
+from authservice.sessions.labels import Labels
 from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
 from authservice.sessions.seal import Keyring
@@ -79,6 +81,7 @@ class Service:
     store: Store
     sweeper: Sweeper
     sessions: Sessions
+    directory: Directory
     cookie_rules: CookieRules
     secure: Callable[[str | None], bool]
     trust: Trust
@@ -111,6 +114,8 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     secure = cookie_security(settings)
     counts = Counts()
     store = CountedStore(build_store(settings, now), counts)
+    keyring = Keyring([settings.sealing_key_material()])
+    labels = Labels(keyring)
     sessions = Sessions(
         store,
         now=now,
@@ -118,8 +123,9 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         idle_timeout=settings.session_idle_timeout,
         cache_size=settings.session_cache_size,
         counts=counts,
+        labels=labels,
     )
-    keyring = Keyring([settings.sealing_key_material()])
+    directory = Directory(store, labels, forget=sessions.forget)
     provider, client = build_provider(settings, now, counts)
     flow = LoginFlow(
         provider,
@@ -214,7 +220,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         settings.session_same_site,
     )
     return Service(
-        judging, serving, readiness, provider, store, Sweeper(store), sessions, cookie_rules, secure, trust,
+        judging, serving, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules, secure, trust,
         counts, Ledger(counts),
     )
 

@@ -19,7 +19,7 @@ from threading import Barrier
 
 import pytest
 
-from authservice.sessions import Store, Watch
+from authservice.sessions import Label, Labelled, Store, Watch
 from tests.waiting import until
 
 MINUTE = timedelta(minutes=1)
@@ -234,6 +234,157 @@ class StoreContract:
         entry = store.load("young")
         assert entry is not None and entry.value == b"young"
         assert not any(store.load(f"old-{number}") for number in range(10))
+
+    def test_an_entry_is_found_under_each_of_its_tags(self, store: Store, clock: Clock) -> None:
+        expires = clock() + MINUTE + MICROSECOND
+        store.save("one", b"value", expires, label=Label(b"\0about one", ("alice", "sid-1")))
+        store.save("two", b"value", expires, label=Label(b"about two", ("alice", "sid-2")))
+        store.save("three", b"value", expires, label=Label(b"", ("ALICE", "alic", "alice_")))
+        store.save("four", b"value", expires)
+        assert sorted(store.find("alice")) == ["one", "two"]
+        assert (store.find("sid-1"), store.find("sid-2")) == (["one"], ["two"])
+        assert store.find("bob") == []
+        assert store.label("one") == Labelled("one", b"\0about one", expires)
+        assert store.label("three") == Labelled("three", b"", expires)
+        assert store.label("four") is None and store.label("five") is None
+        assert {one.key: one.metadata for one in store.labels()} == {
+            "one": b"\0about one", "two": b"about two", "three": b"",
+        }
+
+    def test_a_label_may_have_no_tags(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"value", clock() + MINUTE, label=Label(b"about", ()))
+        assert [one.key for one in store.labels()] == ["key"]
+
+    def test_a_new_label_takes_the_old_ones_place_and_none_leaves_it(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"value", clock() + MINUTE, label=Label(b"old", ("old", "both")))
+        store.save("key", b"new", clock() + 2 * MINUTE)
+        assert store.label("key") == Labelled("key", b"old", clock() + 2 * MINUTE)
+        assert store.find("old") == ["key"]
+        entry = store.load("key")
+        assert entry is not None
+        assert store.save(
+            "key", b"newer", entry.expires, if_version=entry.version, label=Label(b"new", ("both", "new"))
+        )
+        assert store.label("key") == Labelled("key", b"new", entry.expires)
+        assert (store.find("old"), store.find("both"), store.find("new")) == ([], ["key"], ["key"])
+        later = store.load("key")
+        assert later is not None
+        assert store.save("key", b"newest", clock() + 3 * MINUTE, if_version=later.version)
+        assert store.find("new") == ["key"]
+        assert store.label("key") == Labelled("key", b"new", clock() + 3 * MINUTE)
+        assert [one.key for one in store.labels()] == ["key"]
+
+    def test_an_entry_without_a_label_may_get_one(self, store: Store, clock: Clock) -> None:
+        store.save("key", b"value", clock() + MINUTE)
+        store.save("key", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+        assert store.find("tag") == ["key"]
+
+    def test_what_was_not_written_labels_nothing(self, store: Store, clock: Clock) -> None:
+        expires, other = clock() + MINUTE, Label(b"other", ("other",))
+        assert not store.save("none", b"value", expires, if_version=1, label=other)
+        store.save("key", b"value", expires, label=Label(b"about", ("tag",)))
+        entry = store.load("key")
+        assert entry is not None
+        assert not store.save("key", b"late", expires, if_version=entry.version + 1, label=other)
+        assert not store.save("key", b"late", expires, if_absent=True, label=other)
+        assert store.label("none") is None
+        assert store.label("key") == Labelled("key", b"about", expires)
+        assert [one.metadata for one in store.labels()] == [b"about"]
+
+    def test_a_label_ends_with_its_entry(self, store: Store, clock: Clock) -> None:
+        def gone(key: str) -> bool:
+            return store.label(key) is None and not store.find(f"tag-{key}") and key not in listed()
+
+        def listed() -> set[str]:
+            return {one.key for one in store.labels()}
+
+        for key in ("deleted", "expired", "never", "lives"):
+            store.save(
+                key, b"value", clock() + MINUTE * (2 if key == "lives" else 1), label=Label(b"about", (f"tag-{key}",))
+            )
+        assert store.save("never", b"value", clock() - MICROSECOND)
+        assert store.delete("deleted")
+        assert gone("deleted") and gone("never") and not gone("expired")
+        clock.advance(MINUTE)
+        assert gone("expired") and not gone("lives")
+        for key in ("deleted", "expired", "never"):
+            store.save(key, b"value", clock() + MINUTE, if_absent=key == "expired")
+            assert gone(key), "the label of one that was there before"
+        while store.sweep():
+            pass
+        assert listed() == {"lives"}
+
+    def test_many_labels_are_all_listed_and_none_twice(self, store: Store, clock: Clock) -> None:
+        for number in range(1100):
+            store.save(f"key-{number}", b"", clock() + MINUTE, label=Label(b"%d" % number, ("all", f"n{number}")))
+        listed = [(one.key, one.metadata) for one in store.labels()]
+        assert len(listed) == 1100
+        assert set(listed) == {(f"key-{number}", b"%d" % number) for number in range(1100)}
+        assert len(store.find("all")) == 1100
+
+    def test_others_may_write_while_labels_are_listed(self, store: Store, clock: Clock) -> None:
+        for number in range(600):
+            store.save(f"key-{number}", b"", clock() + MINUTE, label=Label(b"about", ()))
+        seen: list[str] = []
+        for turn, one in enumerate(store.labels()):
+            seen.append(one.key)
+            if turn % 100 == 0:
+                store.save(f"key-{turn}", b"", clock() + MINUTE, label=Label(b"other", ("tag",)))
+                store.delete(f"key-{turn + 1}")
+        assert len(set(seen)) == len(seen)
+        assert {f"key-{number}" for number in range(600) if number % 100 != 1} <= set(seen)
+
+    def test_a_session_that_can_be_loaded_can_be_found(
+        self, open_store: Callable[[Clock], Store], clock: Clock
+    ) -> None:
+        """Whoever ends all that bears a tag misses none that was already in use."""
+        with closing(open_store(clock)) as one, closing(open_store(clock)) as other:
+
+            def work(number: int) -> bool:
+                if number % 2:
+                    for turn in range(40):
+                        one.save(f"{number}-{turn}", b"", clock() + MINUTE, label=Label(b"about", (f"tag-{number}",)))
+                    return True
+                for turn in range(40):
+                    key = f"{number + 1}-{turn}"
+                    until(lambda key=key: other.load(key), every=0.001)
+                    assert key in other.find(f"tag-{number + 1}") and other.label(key)
+                return True
+
+            assert at_once(6, work) == 6
+
+    def test_a_deleted_entry_leaves_no_label_behind_whoever_saves_meanwhile(
+        self, open_store: Callable[[Clock], Store], clock: Clock
+    ) -> None:
+        with closing(open_store(clock)) as one, closing(open_store(clock)) as other:
+            for turn in range(10):
+                key = f"key-{turn}"
+                one.save(key, b"", clock() + MINUTE, label=Label(b"about", ("tag",)))
+                entry = one.load(key)
+                assert entry is not None
+
+                def work(number: int, key: str = key, version: int = entry.version) -> bool:
+                    if number == 0:
+                        return one.delete(key)
+                    return other.save(
+                        key, b"", clock() + MINUTE, if_version=version, label=Label(b"new", ("tag", "new"))
+                    )
+
+                at_once(2, work)
+                if one.load(key):
+                    one.delete(key)
+                assert one.label(key) is None
+            assert (one.find("tag"), one.find("new"), list(one.labels())) == ([], [], [])
+
+    def test_an_inspection_finds_nothing_wrong_and_tells_how_many_there_are(
+        self, store: Store, clock: Clock
+    ) -> None:
+        for number in range(5):
+            store.save(f"key-{number}", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+        for thorough in (None, True, False):
+            inspection = store.inspect(thorough=thorough)
+            assert inspection.problems == ()
+            assert 5 in inspection.facts.values()
 
     def test_threads_share_one_store(self, store: Store, clock: Clock) -> None:
         def work(number: int) -> bool:

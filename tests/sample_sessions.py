@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 from authservice.errors import StoreDown
-from authservice.sessions import Entry, Forget, Session, Store, Watch
+from authservice.sessions import Entry, Forget, Inspection, Labelled, Session, Store, Watch
 
 
 def a_session(clock: Callable[[], datetime], **changes: Any) -> Session:
@@ -60,6 +60,21 @@ class WatchedStore:
     def delete(self, key: str) -> bool:
         self._called("delete")
         return self._store.delete(key)
+
+    def find(self, tag: str) -> list[str]:
+        self._called("find")
+        return self._store.find(tag)
+
+    def label(self, key: str) -> Labelled | None:
+        self._called("label")
+        return self._store.label(key)
+
+    def labels(self) -> Iterator[Labelled]:
+        self._called("labels")
+        return self._store.labels()
+
+    def inspect(self, *, thorough: bool | None = None) -> Inspection:
+        return self._store.inspect(thorough=thorough)
 
     def watch(self, forget: Forget) -> Watch:
         return self._store.watch(forget)

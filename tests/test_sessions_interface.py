@@ -397,4 +397,4 @@ def test_a_record_is_a_session(app: Flask, sessions: Sessions, clock: Clock) -> 
     session = a_session(clock)
     with app.test_request_context("/", headers={"Cookie": f"{NAME}={sessions.begin(session)}"}):
         record: LiveSession | None = flask.session.record  # type: ignore[attr-defined]
-        assert record == live_session(session)
+        assert record == live_session(session, record.key)

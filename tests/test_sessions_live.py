@@ -130,7 +130,7 @@ def test_ending_one_session_leaves_the_others(sessions: Sessions, clock: Clock) 
 
 def test_text_made_of_a_session_shows_nothing_of_it(clock: Clock) -> None:
     session = a_session(clock)
-    live = live_session(session)
+    live = live_session(session, "session-1")
     for text in (repr(session), str(session), f"{session}", repr([session]), repr(live), f"{live}"):
         for hidden in ("alice", "token", "eyJ", "example", "248289761001"):
             assert hidden not in text
@@ -240,7 +240,7 @@ def test_marking_as_seen_changes_nothing_else(
     assert after is not None
     assert after.expires == before.expires
     seen = msgspec.structs.replace(session, last_seen=clock())
-    assert idle_sessions.load(secret, NET) == live_session(seen)
+    assert idle_sessions.load(secret, NET) == live_session(seen, store_key(secret))
     assert idle_sessions.end(secret) == seen
 
 
@@ -373,7 +373,7 @@ def test_a_field_of_a_newer_version_is_passed_over(
     assert entry is not None
     newer = msgspec.json.decode(open_record(secret, entry.value) or b"") | {"added_later": [1]}
     store.save(store_key(secret), seal_record(secret, msgspec.json.encode(newer)), entry.expires)
-    assert sessions.load(secret, NET) == live_session(a_session(clock))
+    assert sessions.load(secret, NET) == live_session(a_session(clock), store_key(secret))
 
 
 @pytest.mark.parametrize("value", ["\ud800", {"a": "\udfff"}, [[["\ud800"]]]])

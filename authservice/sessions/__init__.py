@@ -8,7 +8,7 @@ Flask-Session's hooks over them. This room knows no token endpoint and no gatewa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Annotated, Any, Protocol
@@ -28,6 +28,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ``claims`` are the verified claims of ID token and userinfo; ``id_token`` is kept byte for
     byte as the provider sent it (OpenID Connect RP-Initiated Logout 1.0 §2, ``id_token_hint``).
     ``expires`` is the absolute limit; ``last_seen`` moves in steps, for the idle limit.
+    ``label_key`` names the service's key under which the store's label of this session was sealed at
+    ``labelled``; empty while it has none.
     """
 
     user_id: str
@@ -43,6 +45,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     created: Moment
     last_seen: Moment
     expires: Moment
+    label_key: str = ""
+    labelled: Moment | None = None
 
     def __repr__(self) -> str:
         """Says when, never who and with what: a record holds tokens, and text ends up in logs."""
@@ -57,6 +61,34 @@ class Entry:
     value: bytes
     version: int
     expires: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a store is told of an entry beside its value, for those who look it up without the secret
+    that opens it. Both are opaque: ``metadata`` is sealed by whoever gives it, ``tags`` are the names
+    (letters, digits, ``-`` and ``_``; no two alike) under which `Store.find` finds the entry's key."""
+
+    metadata: bytes
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A live entry that has a label: its key, the label's metadata, and its end (aware UTC)."""
+
+    key: str
+    metadata: bytes
+    expires: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a store is found to be like: named facts in the order in which to print them (counts,
+    bytes, seconds, versions), and what is wrong, each with what to do; empty when nothing is."""
+
+    facts: Mapping[str, str | int]
+    problems: tuple[str, ...]
 
 
 Forget = Callable[[str | None], None]
@@ -105,13 +137,35 @@ class Store(Protocol):
         *,
         if_absent: bool = False,
         if_version: int | None = None,
+        label: Label | None = None,
     ) -> bool:
         """Writes, and says whether it did: ``False`` when ``if_absent`` found a live entry, or
         ``if_version`` another version or none. Atomic across threads and processes. Giving both
-        conditions is a ValueError."""
+        conditions is a ValueError.
+
+        ``label`` takes the place of the entry's label, tags and all, and ends with the entry;
+        without one a live entry keeps the label it has. From the moment in which the entry can be
+        loaded it can be found under its tags.
+        """
 
     def delete(self, key: str) -> bool:
-        """Removes the entry; ``False`` when there was no live one."""
+        """Removes the entry and its label; ``False`` when there was no live one."""
+
+    def find(self, tag: str) -> list[str]:
+        """The keys of the live entries that bear this tag, in no order. Its cost follows their
+        number and not the store's size."""
+
+    def label(self, key: str) -> Labelled | None:
+        """The label of a live entry; ``None`` when there is no such entry, or it has no label."""
+
+    def labels(self) -> Iterator[Labelled]:
+        """Every live entry that has a label, in no order and none twice, read in bounded batches: an
+        entry that comes or goes meanwhile may be among them or not. Raises `errors.StoreDown` at
+        any step."""
+
+    def inspect(self, *, thorough: bool | None = None) -> Inspection:
+        """Looks the whole store over, which may take minutes; ``thorough`` asks for the store's
+        longest examination or for a shorter one, and ``None`` leaves that to its size."""
 
     def sweep(self) -> int:
         """Removes a bounded number of expired entries and says how many; call it again while it

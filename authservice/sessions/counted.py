@@ -11,7 +11,7 @@ from datetime import datetime
 
 from authservice.errors import StoreDown
 from authservice.ops import Counts, Metric
-from authservice.sessions import Entry, Forget, Store, Watch
+from authservice.sessions import Entry, Forget, Inspection, Label, Labelled, Store, Watch
 
 
 class CountedStore:
@@ -42,13 +42,30 @@ class CountedStore:
         *,
         if_absent: bool = False,
         if_version: int | None = None,
+        label: Label | None = None,
     ) -> bool:
         with self._counting() as store:
-            return store.save(key, value, expires, if_absent=if_absent, if_version=if_version)
+            return store.save(key, value, expires, if_absent=if_absent, if_version=if_version, label=label)
 
     def delete(self, key: str) -> bool:
         with self._counting() as store:
             return store.delete(key)
+
+    def find(self, tag: str) -> list[str]:
+        with self._counting() as store:
+            return store.find(tag)
+
+    def label(self, key: str) -> Labelled | None:
+        with self._counting() as store:
+            return store.label(key)
+
+    def labels(self) -> Iterator[Labelled]:
+        with self._counting() as store:
+            yield from store.labels()
+
+    def inspect(self, *, thorough: bool | None = None) -> Inspection:
+        with self._counting() as store:
+            return store.inspect(thorough=thorough)
 
     def sweep(self) -> int:
         with self._counting() as store:

@@ -20,6 +20,7 @@ from authservice.sessions import Session
 from authservice.sessions.cookies import CookieRules, session_secrets
 from authservice.sessions.copies import LiveSession
 from authservice.sessions.live import Sessions, live_session
+from authservice.sessions.seal import store_key
 
 _NOT_A_DICTIONARY = "flask.session keeps a login and nothing else: use .record, .log_in() and .log_out()"
 
@@ -56,13 +57,13 @@ class BrowserSession(SessionMixin):
             self._asked = True
         return self._record
 
-    def log_in(self, record: Session) -> None:
+    def log_in(self, record: Session, *, address: str = "", user_agent: str = "") -> None:
         """Begins a session under a new secret and ends those that the browser came with. The new
         one is kept first: when the store fails half-way nobody has lost a session."""
-        secret = self._sessions.begin(record)
+        secret = self._sessions.begin(record, address=address, user_agent=user_agent)
         self._end_all()
         self._secrets, self.issued, self.dropped = [secret], secret, False
-        self._record, self._asked = live_session(record), True
+        self._record, self._asked = live_session(record, store_key(secret)), True
 
     def log_out(self, bearer: str | None = None) -> Session | None:
         """Ends the browser's session and takes its cookie; gives the session when it was live.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,19 +21,34 @@ from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.ops import Counts, Metric
-from authservice.sessions import Entry, Session, Store
+from authservice.sessions import Entry, Label, Session, Store
 from authservice.sessions.copies import Copies, Copy, LiveSession
+from authservice.sessions.labels import Labels
 from authservice.sessions.seal import is_secret, mark_key, new_secret, open_record, seal_record, store_key
 
 _LONGEST_STEP = timedelta(seconds=60)
+_STEP_WITHOUT_LIMIT = timedelta(hours=1)
+"""How exactly it is known when a session was last in use, where nothing depends on it."""
+
 _RECENT = timedelta(seconds=10)
 """How exactly it is known which copies were used least recently: to note it costs more than a hit."""
+
+_MOST_TRIES = 5
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A live session as a whole, tokens included, and the version in which the store holds it."""
+
+    session: Session
+    version: int
+
+
 class Sessions:
-    """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit.
+    """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit; without
+    ``labels`` nobody finds a session but by its secret.
 
     At most ``cache_size`` sessions are kept decoded in memory, between ``start`` and ``stop``. A
     session that ended anywhere is dead here as soon as the store's `Watch` can know.
@@ -47,12 +63,17 @@ class Sessions:
         idle_timeout: timedelta | None = None,
         cache_size: int = 0,
         counts: Counts | None = None,
+        labels: Labels | None = None,
     ) -> None:
         self._store = store
         self._now = now
         self._max_age = max_age
         self._idle = idle_timeout
-        self._step = min(_LONGEST_STEP, idle_timeout / 10) if idle_timeout else None
+        self._labels = labels
+        self._made = now()
+        self._step = _STEP_WITHOUT_LIMIT if labels else None
+        if idle_timeout:
+            self._step = min(_LONGEST_STEP, idle_timeout / 10)
         self._decoder = msgspec.json.Decoder(Session)
         self._cache_size = cache_size
         counts = counts or Counts()
@@ -112,15 +133,15 @@ class Sessions:
             stamp = self._watch.stamp()  # before the store is asked: what changes from here on shows
             entry = self._store.load(key)
             session = self._open(secret, entry) if entry else None
-            if entry is None or session is None:
+            if entry is None or session is None or self._out_of_reach(session):
                 return None
             now = self._now()
             limit = self._deadline(session)
             if now >= limit:
                 return None
-            if self._step and now - session.last_seen >= self._step:
-                return live_session(self._touch(secret, session, entry, now))
-            live = live_session(session)
+            if self._is_due(session, now):
+                return live_session(self._touch(secret, session, entry, now), key)
+            live = live_session(session, key)
             if stamp is not None:
                 limit = min(limit, entry.expires)
                 if self._step:
@@ -129,17 +150,71 @@ class Sessions:
                 keep(secret, Copy(live, key, entry.version, limit, quick, stamp))
             return live
 
-    def begin(self, session: Session) -> str:
+    def record(self, secret: str) -> Record | None:
+        """The whole session as the store holds it now, or ``None`` as with `load`. Raises
+        `errors.StoreDown`."""
+        if not is_secret(secret):
+            return None
+        entry = self._store.load(store_key(secret))
+        session = self._open(secret, entry) if entry else None
+        if entry is None or session is None or self._out_of_reach(session):
+            return None
+        return Record(session, entry.version) if self._now() < self._deadline(session) else None
+
+    def replace(self, secret: str, old: Record, session: Session) -> Record | None:
+        """Keeps ``session`` in the place of ``old`` and gives what is kept now. Where it was only
+        marked as seen since ``old`` was read, that mark stays. Its absolute limit never moves.
+
+        ``None`` when it ended since, or somebody else replaced it: nothing is written then, and
+        `record` tells which. Raises `errors.StoreDown` (it may then be kept or not) and
+        `errors.ProviderWrong` as `begin` does.
+        """
+        key = store_key(secret)
+        before = old
+        for _ in range(_MOST_TRIES):
+            kept = msgspec.structs.replace(
+                session,
+                created=old.session.created,
+                expires=old.session.expires,
+                last_seen=max(session.last_seen, before.session.last_seen),
+                label_key=before.session.label_key,
+                labelled=before.session.labelled,
+            )
+            self._copies.forget(key)
+            try:
+                saved = self._save_again(secret, kept, before.version)
+                found = self.record(secret)
+            finally:
+                self._copies.forget(key)  # a check may have read the old one meanwhile
+            if saved:
+                return found
+            if found is None or _but_for_marks(found.session) != _but_for_marks(old.session):
+                return None
+            before = found
+        return None
+
+    def begin(self, session: Session, *, address: str = "", user_agent: str = "") -> str:
         """Keeps a new session and gives its secret, which is never one that was used before.
-        ``expires`` is brought down to ``SESSION_MAX_AGE`` from now when it lies beyond.
+        ``expires`` is brought down to ``SESSION_MAX_AGE`` from now when it lies beyond. ``address``
+        and ``user_agent`` are the browser's, for people who look through their sessions.
 
         Raises `errors.StoreDown`, and `errors.ProviderWrong` when the claims hold what no
         encoding can keep (half a surrogate pair, endless nesting).
         """
         secret = new_secret()
+        key = store_key(secret)
         session = msgspec.structs.replace(session, expires=min(session.expires, self._now() + self._max_age))
-        self._store.save(store_key(secret), seal_record(secret, _encode(session)), session.expires)
+        label = None
+        if self._labels:
+            session = self._labelled(session)
+            _encode(session)  # what cannot be kept has no label either
+            label = self._labels.make(key, session, address, user_agent)
+        self._store.save(key, seal_record(secret, _encode(session)), session.expires, label=label)
         return secret
+
+    def forget(self, key: str) -> None:
+        """Drops this process's copy of the session under a store key: it ended, or changed."""
+        self._copies.forget(key)
 
     def end(self, secret: str) -> Session | None:
         """Removes the session, and gives it when it was live. Ending it again is no error.
@@ -180,22 +255,60 @@ class Sessions:
         limit = min(session.expires, session.created + self._max_age)
         return min(limit, session.last_seen + self._idle) if self._idle else limit
 
+    def _out_of_reach(self, session: Session) -> bool:
+        """Whether its label is sealed under a key that was removed: nobody could find it to end it,
+        so it ends with its key. A label that was made after this process began may be under a key
+        that this process is yet to be told of."""
+        if not self._labels or not session.label_key or self._labels.knows(session.label_key):
+            return False
+        return session.labelled is None or session.labelled < self._made
+
+    def _is_due(self, session: Session, now: datetime) -> bool:
+        """Whether it is to be marked as seen; at once where it was kept before there were labels."""
+        if self._labels and not session.label_key:
+            return True
+        return self._step is not None and now - session.last_seen >= self._step
+
     def _touch(self, secret: str, session: Session, entry: Entry, now: datetime) -> Session:
         """Moves ``last_seen``, once in a step and not at every check. Only over the version that
         was read: a session that was ended meanwhile is not brought back, and of many checks at
         once one writes. A store that cannot be written does not fail the check."""
         seen = msgspec.structs.replace(session, last_seen=now)
         try:
-            self._store.save(
-                store_key(secret), seal_record(secret, _encode(seen)), entry.expires, if_version=entry.version
-            )
+            self._save_again(secret, seen, entry.version)
         except StoreDown as error:
             log.warning("session not marked as seen: %s", error)
             return session
         return seen
 
+    def _save_again(self, secret: str, session: Session, version: int) -> bool:
+        """Over this version only; with a new label, unless it bears one that cannot be read here."""
+        key = store_key(secret)
+        label, session = self._label_again(key, session)
+        sealed = seal_record(secret, _encode(session))
+        return self._store.save(key, sealed, session.expires, if_version=version, label=label)
 
-def live_session(session: Session) -> LiveSession:
+    def _label_again(self, key: str, session: Session) -> tuple[Label | None, Session]:
+        if not self._labels:
+            return None, session
+        there = self._store.label(key)
+        about = self._labels.read(there) if there else None
+        if there and not about:
+            return None, session
+        session = self._labelled(session)
+        address, user_agent = (about.address, about.user_agent) if about else ("", "")
+        return self._labels.make(key, session, address, user_agent), session
+
+    def _labelled(self, session: Session) -> Session:
+        assert self._labels
+        return msgspec.structs.replace(session, label_key=self._labels.key_id, labelled=self._now())
+
+
+def _but_for_marks(session: Session) -> Session:
+    return msgspec.structs.replace(session, last_seen=session.created, label_key="", labelled=None)
+
+
+def live_session(session: Session, key: str) -> LiveSession:
     """What checks see of a record, in little memory: there may be many thousands, whose groups
     are the same few."""
     groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
@@ -204,7 +317,14 @@ def live_session(session: Session) -> LiveSession:
     def by(method: AuthMethod) -> Identity:
         return Identity(session.user_id, groups, claims, method, issuer, session.expires)
 
-    return LiveSession(by(AuthMethod.COOKIE), by(AuthMethod.HEADER), session.last_seen)
+    return LiveSession(
+        by(AuthMethod.COOKIE),
+        by(AuthMethod.HEADER),
+        session.last_seen,
+        key,
+        session.access_token_expires,
+        bool(session.refresh_token),
+    )
 
 
 class _EncodedClaims(VerifiedClaims):

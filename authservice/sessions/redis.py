@@ -23,7 +23,7 @@ from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from authservice.errors import StoreDown
-from authservice.sessions import Entry, Forget, from_microseconds, to_microseconds
+from authservice.sessions import Entry, Forget, Inspection, Label, Labelled, from_microseconds, to_microseconds
 from authservice.sessions.tracking import SILENCE, Tracking
 
 KEY_PREFIX = "authservice:"
@@ -132,6 +132,7 @@ class RedisStore:
         *,
         if_absent: bool = False,
         if_version: int | None = None,
+        label: Label | None = None,
     ) -> bool:
         if if_absent and if_version is not None:
             raise ValueError("if_absent and if_version exclude each other")
@@ -141,6 +142,10 @@ class RedisStore:
         milliseconds = -((now - expires) // timedelta(milliseconds=1))
         arguments = (header + value, version, milliseconds, condition, to_microseconds(now))
         with self._answers():
+            if label is not None and milliseconds > 0:
+                for tag in label.tags:
+                    self._client.zadd(f"{self._prefix}tag:{tag}", {key: to_microseconds(expires)})
+                self._client.set(f"{self._prefix}label:{key}", label.metadata, px=milliseconds)
             return bool(self._client.eval(_SAVE, 1, self._prefix + key, *arguments))
 
     def delete(self, key: str) -> bool:
@@ -148,6 +153,28 @@ class RedisStore:
             value = self._client.getdel(self._prefix + key)
         entry = _read(value) if value else None
         return entry is not None and entry.expires > self._now()
+
+    def find(self, tag: str) -> list[str]:
+        with self._answers():
+            members = self._client.zrange(f"{self._prefix}tag:{tag}", 0, -1)
+        return [key for key in (member.decode() for member in members) if self.label(key)]
+
+    def label(self, key: str) -> Labelled | None:
+        entry = self.load(key)
+        with self._answers():
+            metadata = self._client.get(f"{self._prefix}label:{key}") if entry else None
+        return Labelled(key, metadata, entry.expires) if entry and metadata is not None else None
+
+    def labels(self) -> Iterator[Labelled]:
+        with self._answers():
+            names = list(self._client.scan_iter(f"{self._prefix}label:*"))
+        for name in names:
+            found = self.label(name.decode().removeprefix(f"{self._prefix}label:"))
+            if found:
+                yield found
+
+    def inspect(self, *, thorough: bool | None = None) -> Inspection:
+        return Inspection({"sessions": sum(1 for _ in self.labels())}, ())
 
     def sweep(self) -> int:
         return 0

@@ -1,6 +1,6 @@
 """Encryption at rest: the service's own keys, and the keys that only a session's cookie gives.
 
-`Keyring` seals what the service itself must be able to open again (pending-login cookies). The
+`Keyring` seals what the service itself must be able to open again (pending-login cookies, labels). The
 functions below it work from the 32 random bytes in one browser's cookie: they give the key under
 which a store keeps the record, and seal the record itself, so that a copy of the store shows
 nothing and logs nobody in. Called by `sessions.live` and `oidc.login`; nothing here does I/O.
@@ -13,6 +13,7 @@ import binascii
 import functools
 import hashlib
 import hmac
+import re
 import secrets as randomness
 from collections.abc import Sequence
 
@@ -30,10 +31,13 @@ _RECORD_VERSION = 1
 _SECRET_BYTES = 32
 _SECRET_CHARS = 43
 _CHECK_CHARS = 6
+_SESSION = "session-"
+_PUBLIC_ID = re.compile(r"[0-9a-f]{64}")
 _KEY_ID = 4
 _SALT = 12
 _NONCE = 12
 _TAG = 16
+_HASH = 16
 _HEADER = 1 + _KEY_ID
 
 
@@ -60,6 +64,12 @@ class _ServiceKey:
         info = b"seal" + len(purpose).to_bytes(4, "big") + purpose + salt
         return AESGCM(HKDFExpand(SHA256(), 32, info=info).derive(self._root))
 
+    def hash(self, purpose: bytes, text: bytes) -> str:
+        """HMAC-SHA-256 (RFC 2104) cut to 16 bytes, as 22 characters of base64url; a key for each purpose."""
+        info = b"hash" + len(purpose).to_bytes(4, "big") + purpose
+        key = HKDFExpand(SHA256(), 32, info=info).derive(self._root)
+        return _to_text(hmac.digest(key, text, "sha256")[:_HASH])
+
 
 class Keyring:
     """Seals under the first secret, opens under each. A secret's strength is its caller's care.
@@ -75,6 +85,17 @@ class Keyring:
         if not secrets or not all(secrets):
             raise ValueError("a keyring needs at least one secret, and no empty one")
         self._keys = tuple(_ServiceKey(secret) for secret in secrets)
+
+    @property
+    def key_ids(self) -> tuple[str, ...]:
+        """The short public names of the keys, as hexadecimal text, in their order."""
+        return tuple(key.key_id.hex() for key in self._keys)
+
+    def hashes(self, purpose: str, text: str) -> tuple[str, ...]:
+        """One name for this text under each key, in their order: the same each time, and without the
+        key it leads neither to the text nor to the names of others."""
+        name, told = purpose.encode(), text.encode(errors="surrogatepass")
+        return tuple(key.hash(name, told) for key in self._keys)
 
     def seal(self, purpose: str, plaintext: bytes) -> str:
         """The text form, at most `MAX_SEALED` characters; ValueError when it would be longer."""
@@ -124,7 +145,17 @@ def is_secret(text: str) -> bool:
 def store_key(secret: str) -> str:
     """The key under which a store keeps this session. It does not lead back to the secret, and
     does not have a secret's form."""
-    return "session-" + _derive(secret, b"authservice session: store key 1").hex()
+    return _SESSION + _derive(secret, b"authservice session: store key 1").hex()
+
+
+def public_id(key: str) -> str:
+    """How people name the session under this store key: 64 hexadecimal digits."""
+    return key.removeprefix(_SESSION)
+
+
+def session_key(public_id: str) -> str | None:
+    """The store key of the session that people call so; ``None`` for what names none."""
+    return _SESSION + public_id if _PUBLIC_ID.fullmatch(public_id) else None
 
 
 def mark_key(name: str) -> str:

@@ -24,7 +24,7 @@ from urllib.parse import quote
 from weakref import WeakSet
 
 from authservice.errors import StoreDown
-from authservice.sessions import Entry, Forget, from_microseconds, generation, to_microseconds
+from authservice.sessions import Entry, Forget, Inspection, Label, Labelled, from_microseconds, generation, to_microseconds
 from authservice.sessions.forks import ForkGuard
 from authservice.sessions.sqlite_watch import SqliteWatch
 
@@ -109,6 +109,7 @@ class SqliteStore:
         *,
         if_absent: bool = False,
         if_version: int | None = None,
+        label: Label | None = None,
     ) -> bool:
         if if_absent and if_version is not None:
             raise ValueError("if_absent and if_version exclude each other")
@@ -138,6 +139,18 @@ class SqliteStore:
             )
             connection.execute("PRAGMA synchronous = NORMAL")
             return self._told(deleted.rowcount) == 1
+
+    def find(self, tag: str) -> list[str]:
+        return []
+
+    def label(self, key: str) -> Labelled | None:
+        return None
+
+    def labels(self) -> Iterator[Labelled]:
+        return iter(())
+
+    def inspect(self, *, thorough: bool | None = None) -> Inspection:
+        return Inspection({}, ())
 
     def sweep(self) -> int:
         with self._connection() as connection:
