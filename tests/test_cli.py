@@ -76,7 +76,7 @@ def test_every_setting_wrong_at_once_prints_all_and_no_secret(tmp_path: Path) ->
         "SESSION_STORE_REDIS_ADDR": f"redis://ann:{hidden}@redis.example:port",
         "SESSION_STORE_REDIS_PWD": hidden,
         "SESSION_STORE_REDIS_PWD_FILE": str(file),
-        "SECRET_KEY": hidden[:15],
+        "SECRET_KEYS": hidden[:15],
         "SERVER_PORT": hidden,
         "OIDC_PROVIDER": f"https://ann:{hidden}@idp.example",
         "SKIP_AUTH_URLS": f"/,/{hidden}",

@@ -465,7 +465,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "SESSION_COOKIE_HTTPONLY": ("",),
     "SESSION_SAME_SITE": ("Loose", "lax ", "false"),
     "SESSION_CACHE_SIZE": ("", "-1", "many"),
-    "SECRET_KEY": ("short", "fifteen-letters"),
+    "SECRET_KEYS": ("short", "fifteen-letters", "sixteen-letters!,short", "sixteen-letters!,sixteen-letters!"),
     "CLIENT_PRIVATE_KEY": (
         "not a key",
         PEM.replace("\n", " "),
@@ -518,6 +518,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
 TAKES_ANYTHING = {
     "CLIENT_ID",
     "CLIENT_SECRET",
+    "CLIENT_SECRET_PREVIOUS",
     "GROUPS_CLAIM",
     "GROUPS_ALLOWLIST",
     "AUDIENCES",
@@ -642,7 +643,7 @@ def test_nothing_set_lists_all_four() -> None:
 
 
 def test_set_but_empty_satisfies_required() -> None:
-    settings = load({**REQUIRED, "CLIENT_ID": "", "CLIENT_SECRET": "", "SECRET_KEY": "sixteen-letters!"})
+    settings = load({**REQUIRED, "CLIENT_ID": "", "CLIENT_SECRET": "", "SECRET_KEYS": "sixteen-letters!"})
     assert (settings.client_id, settings.client_secret.reveal()) == ("", "")
 
 
@@ -655,7 +656,8 @@ def test_which_settings_are_secrets() -> None:
         "CLIENT_PRIVATE_KEY",
         "SESSION_STORE_REDIS_ADDR",
         "SESSION_STORE_REDIS_PWD",
-        "SECRET_KEY",
+        "SECRET_KEYS",
+        "CLIENT_SECRET_PREVIOUS",
     ]
 
 

@@ -31,8 +31,10 @@ from tests.test_settings import (
 
 
 def test_the_key_of_logins_comes_from_what_is_there() -> None:
-    assert loaded().sealing_key_material() == REQUIRED["CLIENT_SECRET"].encode()
-    assert loaded(SECRET_KEY="k" * 16).sealing_key_material() == b"k" * 16
+    assert loaded().sealing_key_material() == [REQUIRED["CLIENT_SECRET"].encode()]
+    two = f"{'k' * 16}, {'l' * 16}"
+    assert loaded(SECRET_KEYS=two).sealing_key_material() == [b"k" * 16, b"l" * 16]
+    assert loaded(SECRET_KEYS=two.replace(", ", "\n")).sealing_key_material() == [b"k" * 16, b"l" * 16]
     private = load(
         {
             **{name: text for name, text in REQUIRED.items() if name != "CLIENT_SECRET"},
@@ -41,24 +43,32 @@ def test_the_key_of_logins_comes_from_what_is_there() -> None:
         }
     )
     assert private.client_secret.reveal() == ""
-    assert private.sealing_key_material() == PEM.encode()
+    assert private.sealing_key_material() == [PEM.encode()]
+
+
+def test_s34_the_previous_client_secret_still_opens() -> None:
+    both = loaded(CLIENT_SECRET_PREVIOUS="the-one-before").sealing_key_material()
+    assert both == [REQUIRED["CLIENT_SECRET"].encode(), b"the-one-before"]
+    assert loaded(CLIENT_SECRET_PREVIOUS=REQUIRED["CLIENT_SECRET"]).sealing_key_material() == both[:1]
+    (line,) = warnings(CLIENT_SECRET_PREVIOUS="the-one-before", SECRET_KEYS="k" * 16)
+    assert line.startswith("CLIENT_SECRET_PREVIOUS: has no effect")
 
 
 def test_nothing_to_derive_the_key_of_logins_from_is_a_problem() -> None:
     line = only_problem(CLIENT_SECRET="")
-    assert line.startswith("SECRET_KEY: ") and "CLIENT_SECRET" in line
+    assert line.startswith("SECRET_KEYS: ") and "CLIENT_SECRET" in line
 
 
 def test_a_short_client_secret_is_a_weak_key() -> None:
     assert any(line.startswith("CLIENT_SECRET: shorter") for line in warnings(CLIENT_SECRET="secret"))
-    assert warnings(CLIENT_SECRET="secret", SECRET_KEY="k" * 16) == ()
+    assert warnings(CLIENT_SECRET="secret", SECRET_KEYS="k" * 16) == ()
 
 
 @pytest.mark.parametrize("known", ["pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok", "ZXhhbXBsZS1hcHAtc2VjcmV0"])
 def test_a_client_secret_out_of_public_examples_is_a_weak_key(known: str) -> None:
     (line,) = warnings(CLIENT_SECRET=known)
-    assert line.startswith("CLIENT_SECRET: an example") and "SECRET_KEY" in line and known not in line
-    assert warnings(CLIENT_SECRET=known, SECRET_KEY="k" * 16) == ()
+    assert line.startswith("CLIENT_SECRET: an example") and "SECRET_KEYS" in line and known not in line
+    assert warnings(CLIENT_SECRET=known, SECRET_KEYS="k" * 16) == ()
 
 
 @pytest.mark.parametrize("form", [PrivateFormat.PKCS8, PrivateFormat.TraditionalOpenSSL], ids=str)
@@ -255,7 +265,7 @@ def test_redis_addresses_are_freed_of_credentials(address: str, wanted: tuple[st
             {"SESSION_STORE_REDIS_PASSWORD": "x"},
             "SESSION_STORE_REDIS_PASSWORD: has no effect. Did you mean SESSION_STORE_RE",
         ),
-        ({"SECRET_KEYS": "x"}, "SECRET_KEYS: has no effect. Did you mean SECRET_KEY?"),
+        ({"SECRET_KEY": "x"}, "SECRET_KEY: has no effect. Did you mean SECRET_KEYS?"),
         ({"CLIENT_ID_FILE": "/x"}, "CLIENT_ID_FILE: has no effect. Only secrets can come from a file"),
         (
             {"CLIENT_SECRETS_FILE": "/x"},
@@ -380,7 +390,7 @@ def test_the_originals_end_to_end_configuration_starts() -> None:
             "USERID_CLAIM": "email",
             "CLIENT_ID": "authservice",
             "CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok",
-            "SECRET_KEY": "k" * 16,
+            "SECRET_KEYS": "k" * 16,
         }
     )
     assert settings.strict_session_validation and settings.groups_allowlist[-1] == "system:serviceaccounts"

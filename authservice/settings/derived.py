@@ -59,10 +59,13 @@ class Settings(Declared):
         """The host, with its port if one is named, under which browsers find us; else ``None``."""
         return outside(self.redirect_url, self.authservice_url_prefix)[1]
 
-    def sealing_key_material(self) -> bytes:
-        """What the service's own key is derived from; the same on all replicas, never empty."""
-        given = (self.secret_key, self.client_secret, self.client_private_key)
-        return next(secret.reveal().encode() for secret in given if secret)
+    def sealing_key_material(self) -> list[bytes]:
+        """What the service's own keys are derived from, the one that seals first; the same on all
+        replicas, never empty."""
+        if self.secret_keys:
+            return [secret.reveal().encode() for secret in self.secret_keys]
+        given = (self.client_secret or self.client_private_key, self.client_secret_previous)
+        return list(dict.fromkeys(secret.reveal().encode() for secret in given if secret))
 
 
 def outside(redirect_url: str, prefix: str) -> tuple[str | None, str | None]:

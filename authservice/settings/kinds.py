@@ -318,14 +318,17 @@ def _pem(text: str) -> Secret:
 PRIVATE_KEY = Kind(_pem, "the whole text of a PEM file, line breaks included")
 
 
-def at_least(length: int) -> Kind:
-    """Secrets of some length."""
+def secrets_of(length: int) -> Kind:
+    """Several secrets, each of at least some length and none twice."""
 
-    def parse(text: str) -> Secret:
-        if text and len(text) < length:
-            raise ValueError("too short")
-        return Secret(text)
+    def parse(text: str) -> tuple[Secret, ...]:
+        entries = split(",".join(text.splitlines()))
+        if any(len(entry) < length for entry in entries):
+            raise ValueError("one is too short")
+        if len(set(entries)) < len(entries):
+            raise ValueError("one is there twice")
+        return tuple(map(Secret, entries))
 
-    return Kind(parse, f"at least {length} characters")
+    return Kind(parse, f"keys of at least {length} characters each, separated by commas or line breaks")
 
 

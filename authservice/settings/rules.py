@@ -101,11 +101,13 @@ def _at_or_below(path: str, folder: str) -> bool:
     return f"{path}/".startswith(f"{folder}/")
 
 
-def a_key_for_logins(client_secret: Secret, client_private_key: Secret, secret_key: Secret) -> Lines:
-    if not (client_secret or client_private_key or secret_key):
+def a_key_of_our_own(
+    client_secret: Secret, client_private_key: Secret, secret_keys: tuple[Secret, ...]
+) -> Lines:
+    if not (client_secret or client_private_key or secret_keys):
         yield (
-            "SECRET_KEY: not set, and CLIENT_SECRET is empty, so that there is nothing to derive the key of "
-            "logins from. Set SECRET_KEY to at least 16 random characters, the same on all replicas."
+            "SECRET_KEYS: not set, and CLIENT_SECRET is empty, so that there is nothing to derive the service's "
+            "own key from. Set SECRET_KEYS to at least 16 random characters, the same on all replicas."
         )
 
 
@@ -227,7 +229,7 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
     ports_differ,
     headers_differ,
     routes_differ,
-    a_key_for_logins,
+    a_key_of_our_own,
     private_key_is_there,
     cookie_name_keeps_its_promise,
     same_site_none_is_secure,
@@ -327,10 +329,10 @@ _PUBLISHED = frozenset({
 })
 
 
-def guessable_key(client_secret: Secret, secret_key: Secret) -> Lines:
+def guessable_key(client_secret: Secret, secret_keys: tuple[Secret, ...]) -> Lines:
     """Whoever begins a login gets a value sealed under this key, and can try guesses on it unseen."""
     secret = client_secret.reveal()
-    if secret_key or not secret:
+    if secret_keys or not secret:
         return
     if secret in _PUBLISHED:
         weakness = "an example that everybody can look up"
@@ -339,10 +341,18 @@ def guessable_key(client_secret: Secret, secret_key: Secret) -> Lines:
     else:
         return
     yield (
-        f"CLIENT_SECRET: {weakness}, and the key of logins is derived from it: strangers can try guesses on "
-        "the cookie of a login that they began, and who finds it forges such cookies. Set SECRET_KEY to at "
+        f"CLIENT_SECRET: {weakness}, and the service's own key is derived from it: strangers can try guesses on "
+        "the cookie of a login that they began, and who finds it forges such cookies. Set SECRET_KEYS to at "
         "least 16 random characters, the same on all replicas."
     )
+
+
+def previous_secret_of_nothing(client_secret_previous: Secret, secret_keys: tuple[Secret, ...]) -> Lines:
+    if client_secret_previous and secret_keys:
+        yield (
+            "CLIENT_SECRET_PREVIOUS: has no effect with SECRET_KEYS. To keep what was sealed under a client "
+            "secret's key, put that client secret at the end of SECRET_KEYS."
+        )
 
 
 def two_hosts(redirect_url: str, authservice_url_prefix: str) -> Lines:
@@ -400,6 +410,7 @@ WARNINGS: tuple[Callable[..., Lines], ...] = (
     empty_client_id,
     stray_line_breaks,
     guessable_key,
+    previous_secret_of_nothing,
     two_hosts,
     same_site_none_may_fail,
     secure_on_http,

@@ -313,11 +313,16 @@ class Declared:
         kinds.whole(0, 10_000_000, "sessions"), "20000",
         "How many sessions each worker keeps in memory, so that their checks need no store. `0`: none.",
     )
-    secret_key: Secret = _session(
-        kinds.at_least(16), "",
-        "The key of logins on their way, the same on all replicas. Needed only without a client secret "
-        "and private key.",
+    secret_keys: tuple[Secret, ...] = _session(
+        kinds.secrets_of(16), "",
+        "The service's own keys, the same on all replicas. The first one seals, all of them open: put a new "
+        "one in front, and take an old one away when nobody needs its sessions any more.",
         otherwise="derived from the client secret or private key", secret=True,
+    )
+    client_secret_previous: Secret = _session(
+        kinds.SECRET, "",
+        "The client secret before the present one. What was sealed under a key derived from it still opens.",
+        otherwise="none", secret=True,
     )
 
     # --- bearer ---
