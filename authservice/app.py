@@ -114,7 +114,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     secure = cookie_security(settings)
     counts = Counts()
     store = CountedStore(build_store(settings, now), counts)
-    keyring = Keyring([settings.sealing_key_material()])
+    keyring = Keyring(settings.sealing_key_material())
     labels = Labels(keyring)
     sessions = Sessions(
         store,
@@ -328,7 +328,8 @@ def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now
 
 def known_secrets(settings: Settings) -> list[str]:
     """The texts that must never be seen in a log, whatever line they got into."""
-    values = (getattr(settings, field.name) for field in fields(settings))
+    values = [getattr(settings, field.name) for field in fields(settings)]
+    values += settings.secret_keys
     return [value.reveal() for value in values if isinstance(value, Secret)]
 
 
