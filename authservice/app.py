@@ -137,7 +137,14 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         algorithms=settings.oidc_signing_algs,
     )
     rounds = Rounds(keyring, settings.session_cookie_name, now)
-    entrance = Entrance(flow, rounds, secure)
+    cookie_rules = CookieRules(
+        settings.session_cookie_name,
+        settings.session_max_age,
+        settings.session_cookie_domain,
+        settings.session_cookie_httponly,
+        settings.session_same_site,
+    )
+    entrance = Entrance(flow, rounds, sessions, cookie_rules, secure)
     claim_rules = ClaimRules(
         settings.userid_claim, settings.groups_claim, settings.userid_lowercase, settings.require_verified_email
     )
@@ -212,13 +219,6 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         counts=counts,
     )
     readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
-    cookie_rules = CookieRules(
-        settings.session_cookie_name,
-        settings.session_max_age,
-        settings.session_cookie_domain,
-        settings.session_cookie_httponly,
-        settings.session_same_site,
-    )
     return Service(
         judging, serving, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules, secure, trust,
         counts, Ledger(counts),

@@ -17,7 +17,8 @@ from authservice.check import Reach, Reply
 from authservice.errors import Forbidden, Reason
 from authservice.oidc.login import LoginFlow
 from authservice.oidc.pending import Sealer
-from authservice.sessions.cookies import read_cookies
+from authservice.sessions.cookies import MOST_TRIED, CookieRules, read_cookies, session_secrets
+from authservice.sessions.live import Sessions
 from authservice.urls import parse_authority
 
 ROUNDS_LIMIT = 5
@@ -99,25 +100,49 @@ class Rounds:
 class Entrance:
     """Begins logins. ``secure`` says for an outside scheme whether cookies carry ``Secure``."""
 
-    def __init__(self, flow: LoginFlow, rounds: Rounds, secure: Callable[[str | None], bool]) -> None:
+    def __init__(
+        self,
+        flow: LoginFlow,
+        rounds: Rounds,
+        sessions: Sessions,
+        session_cookie: CookieRules,
+        secure: Callable[[str | None], bool],
+    ) -> None:
         self._flow = flow
         self._rounds = rounds
+        self._sessions = sessions
+        self._session_cookie = session_cookie
         self._secure = secure
 
     def begin(self, return_to: str, cookie_header: str, scheme: str | None, host: str, reach: Reach) -> Reply:
         """A 302 to the provider, with the pending login's cookie.
 
         ``scheme`` and ``host`` are those that the person sees; where both are known they make a
-        relative authorization address absolute. Raises `LoginLoop`, `errors.NotReady` and, under `Reach.MEMORY`, `check.NeedsIO`.
+        relative authorization address absolute. A session cookie that opens nothing any more is taken
+        away (S-34). Raises `LoginLoop`, `errors.NotReady`, `errors.StoreDown` and, under
+        `Reach.MEMORY`, `check.NeedsIO`.
         """
         cookies = read_cookies(cookie_header)
         if self._rounds.count(cookies) >= ROUNDS_LIMIT:
             raise LoginLoop(f"{ROUNDS_LIMIT} logins within {ROUNDS_WINDOW.seconds} s")
+        dead = self._brings_a_dead_cookie(cookies, cookie_header, reach)
         begun = self._flow.begin(return_to, cookies, reach)
         secure = self._secure(scheme)
         name, value, max_age = begun.set_cookie
         lines = [short_cookie(name, value, max_age, secure)]
         lines += [short_cookie(stale, "", timedelta(0), secure) for stale in begun.drop_cookies]
+        if dead:
+            lines.append(self._session_cookie.delete_cookie(secure))
         location = origin(scheme, host) + begun.url if begun.url.startswith("/") else begun.url
         headers = [("Location", location), NO_STORE, *(("Set-Cookie", line) for line in lines)]
         return Reply(302, tuple(headers))
+
+    def _brings_a_dead_cookie(
+        self, cookies: Sequence[tuple[str, str]], cookie_header: str, reach: Reach
+    ) -> bool:
+        """Whether the store knows no session behind any cookie of our name: a live one that only does not
+        count at this moment (its provider is out of reach) is kept, and so are more than are ever tried."""
+        name = self._session_cookie.name
+        if not 0 < sum(cookie == name for cookie, _ in cookies) <= MOST_TRIED:
+            return False
+        return all(self._sessions.load(secret, reach) is None for secret in session_secrets(cookie_header, name))
