@@ -21,7 +21,7 @@ from authservice.kubernetes.cluster import MOUNTED, find_cluster
 from authservice.oidc.client import read_private_key
 from authservice.outbound import Http
 from authservice.pages import Pages, TemplateProblems
-from authservice.sessions.sqlite import foreign_content
+from authservice.sessions.sqlite_file import foreign_content
 from authservice.settings import Settings, load
 
 # A full disk is no reason to stay away: logins fail until there is room, and sessions go on being read.

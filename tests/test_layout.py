@@ -62,7 +62,10 @@ DOORS: dict[str, set[str]] = {
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
     "redis": {"sessions.redis", "sessions.tracking"},
-    "sqlite3": {"sessions.sqlite", "sessions.sqlite_watch"},
+    "sqlite3": {
+        "sessions.sqlite", "sessions.sqlite_file", "sessions.sqlite_inspection", "sessions.sqlite_sweep",
+        "sessions.sqlite_watch",
+    },
     "requests": {"outbound.__init__", "outbound.exchange"},
     "urllib3": {"outbound.__init__", "outbound.exchange"},
     "authlib": {"oidc.client", "oidc.login", "oidc.tokens"},

@@ -13,12 +13,13 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 
 from authservice.errors import StoreDown
-from authservice.sessions import sqlite
-from authservice.sessions.sqlite import BUSY_TIMEOUT, SWEEP_LIMIT, SqliteStore
+from authservice.sessions import Label, sqlite_file, sqlite_sweep, to_microseconds
+from authservice.sessions.sqlite import BUSY_TIMEOUT, SqliteStore
 from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
 from tests.waiting import until
 
@@ -76,7 +77,8 @@ def test_the_file_its_log_and_its_index_are_ours_alone(tmp_path: Path) -> None:
     )
     assert printed == ""
     store = SqliteStore(file, Clock())
-    store.save("key", b"value", Clock()() + MINUTE)
+    for _ in range(2):
+        store.save("key", b"value", Clock()() + MINUTE)
     assert {one.name: mode(one) for one in file.parent.iterdir()} == {
         "sessions.db": 0o600,
         "sessions.db-generation": 0o600,
@@ -226,7 +228,7 @@ def test_b62_many_processes_may_start_at_once_on_a_new_file(tmp_path: Path) -> N
 def test_b61_a_start_waits_for_another_start_but_not_for_ever(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT", timedelta(milliseconds=50))
+    monkeypatch.setattr(sqlite_file, "BUSY_TIMEOUT", timedelta(milliseconds=50))
     other = os.open(tmp_path, os.O_RDONLY)
     fcntl.flock(other, fcntl.LOCK_EX)
     store = SqliteStore(tmp_path / "sessions.db", Clock())
@@ -284,16 +286,73 @@ def test_b60_reading_what_has_expired_writes_nothing(tmp_path: Path) -> None:
     assert works(store)
 
 
-def test_b60_a_sweep_is_bounded_and_complete(tmp_path: Path) -> None:
+def put(file: Path, expired: int, labelled: bool = True) -> None:
+    """Entries that expired long ago, as many as asked, beside the store's back."""
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        rows = [(f"old-{number}", b"", number, 1000 + number) for number in range(expired)]
+        other.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", rows)
+        if labelled:
+            other.executemany(
+                "INSERT INTO labels VALUES (?, ?, ?, x'00')", [(number + 100, key, end) for key, _, number, end in rows]
+            )
+            other.executemany("INSERT INTO tags VALUES ('tag', ?)", [(number + 100,) for number in range(expired)])
+        other.commit()
+
+
+def rows(file: Path, table: str) -> int:
+    with contextlib.closing(sqlite3.connect(file)) as other:
+        count: int = other.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+        return count
+
+
+def test_b60_a_sweep_is_bounded_and_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_sweep, "TURN", 0.02)
+    store = SqliteStore(tmp_path / "sessions.db", Clock())
+    store.save("young", b"value", Clock()() + timedelta(hours=1), label=Label(b"about", ("tag",)))
+    put(store.path, 3000)
+    first = store.sweep()
+    assert 0 < first < 3000
+    assert rows(store.path, "entries") == 3001 - first
+    swept = [first]
+    while swept[-1]:
+        swept.append(store.sweep())
+    assert sum(swept) == 3000 and len(swept) > 3
+    assert store.load("young") is not None
+
+
+def test_one_process_sweeps_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_sweep, "TURN", 0.0)
+    clock = Clock()
+    one, other = SqliteStore(tmp_path / "sessions.db", clock), SqliteStore(tmp_path / "sessions.db", clock)
+    put(one.path, 3000)
+    step, seen = sqlite_sweep.sweep_step, []
+
+    def watched_step(*arguments: Any) -> int:
+        seen.append(other.sweep())
+        return step(*arguments)
+
+    monkeypatch.setattr("authservice.sessions.sqlite.sweep_step", watched_step)
+    assert one.sweep() > 0
+    assert seen == [0]
+    monkeypatch.setattr("authservice.sessions.sqlite.sweep_step", step)
+    assert other.sweep() > 0
+    with contextlib.closing(sqlite3.connect(one.path, isolation_level=None)) as third:
+        until_now = clock() + timedelta(seconds=3)  # the turn of a process that died
+        third.execute("UPDATE state SET value = ? WHERE name = 'sweeping until'", (to_microseconds(until_now),))
+    assert one.sweep() == 0
+    clock.advance(timedelta(seconds=4))
+    assert one.sweep() > 0
+
+
+def test_a_sweep_takes_labels_and_tags_with_it(tmp_path: Path) -> None:
     clock = Clock()
     store = SqliteStore(tmp_path / "sessions.db", clock)
-    store.save("young", b"value", clock() + timedelta(hours=1))
-    with contextlib.closing(sqlite3.connect(store.path)) as other:
-        expired = [(f"old-{number}", b"", number, 1000 + number) for number in range(SWEEP_LIMIT + 7)]
-        other.executemany("INSERT INTO entries VALUES (?, ?, ?, ?)", expired)
-        other.commit()
-        assert [store.sweep() for _ in range(3)] == [SWEEP_LIMIT, 7, 0]
-        assert other.execute("SELECT key FROM entries").fetchall() == [("young",)]
+    store.save("young", b"value", clock() + timedelta(hours=1), label=Label(b"about", ("tag", "own")))
+    put(store.path, 300)
+    assert store.sweep() == 300
+    assert (rows(store.path, "entries"), rows(store.path, "labels"), rows(store.path, "tags")) == (1, 1, 2)
+    assert store.find("tag") == store.find("own") == ["young"]
+    assert store.sweep() == 0
 
 
 FULL_DISK = (

@@ -11,7 +11,7 @@ from threading import Thread
 
 import pytest
 
-from authservice.sessions import generation, sqlite_watch
+from authservice.sessions import Label, generation, sqlite_watch
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import MINUTE, Clock, Watched, output, run_python
 from tests.waiting import until
@@ -69,11 +69,38 @@ def test_a_writers_change_is_seen_by_the_very_next_question(
         assert not watched.usable()
 
 
-def test_a_sweep_is_a_change_too(only_the_number: None, store: SqliteStore, clock: Clock) -> None:
-    with Watched(store, "key") as watched:
-        clock.advance(2 * MINUTE)
-        assert store.sweep() == 1
-        assert not watched.usable()
+@pytest.mark.parametrize("number", [True, False], ids=["number", "count"])
+def test_logins_marks_probes_and_sweeps_move_nothing(
+    store: SqliteStore, tmp_path: Path, clock: Clock, number: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come all the time, and no copy is another one after them."""
+    if number:
+        monkeypatch.setattr(sqlite_watch, "LOOK_EVERY", 3600.0)
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.executemany("INSERT INTO entries VALUES (?, x'00', 1, 1)", [(f"old-{n}",) for n in range(100)])
+    with closing(SqliteStore(tmp_path / "sessions.db", clock)) as elsewhere, Watched(store, "key") as watched:
+        stamp = watched.stamp
+        for turn, writer in enumerate((store, elsewhere)):
+            assert writer.save(f"new-{turn}", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+            assert writer.save(f"mark-{turn}", b"value", clock() + MINUTE, if_absent=True)
+            assert not writer.save("key", b"value", clock() + MINUTE, if_absent=True)
+            writer.ping()
+        assert elsewhere.sweep() == 100
+        assert until(watched.watch.stamp, every=0.0005) is stamp
+        elsewhere.save("key", b"value", clock() + MINUTE)
+        assert seen_soon(watched)
+
+
+def test_a_history_that_was_put_back_is_another_one(store: SqliteStore, watched: Watched, tmp_path: Path) -> None:
+    """SQLite's backup writes pages through the same file: nothing of ours runs then."""
+    with closing(sqlite3.connect(tmp_path / "backup.db")) as backup, closing(sqlite3.connect(store.path)) as there:
+        there.backup(backup)
+        for _ in range(2):
+            store.delete("key")
+            assert seen_soon(watched)
+            backup.backup(there)
+            watched.copy()
+            assert usable_soon(watched)
 
 
 def test_what_changed_nothing_moves_nothing(only_the_number: None, store: SqliteStore, clock: Clock) -> None:
@@ -107,7 +134,7 @@ def test_where_the_number_cannot_be_had_every_question_asks_sqlite(
     only_the_number: None, store: SqliteStore, clock: Clock, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = generation.beside(store.path)
-    place.unlink()
+    place.unlink(missing_ok=True)
     if what == "folder":
         place.mkdir()
     elif what == "link":
@@ -271,7 +298,7 @@ def test_on_a_read_only_volume_changes_are_still_seen(store: SqliteStore, tmp_pa
     """A process that may write nothing reads what others write, through files that they opened."""
     for one in [tmp_path, *tmp_path.parents][:4]:
         one.chmod(0o755)
-    generation.beside(store.path).unlink()
+    generation.beside(store.path).unlink(missing_ok=True)
     for one in tmp_path.iterdir():
         one.chmod(0o644)
     code = (

@@ -12,7 +12,7 @@ import trustme
 
 from authservice import startup
 from authservice.errors import SettingsError
-from authservice.sessions.sqlite import foreign_content
+from authservice.sessions.sqlite_file import foreign_content
 from authservice.settings import Settings, load
 from tests.test_settings import REQUIRED
 

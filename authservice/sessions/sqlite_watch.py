@@ -1,9 +1,10 @@
 """Knowing without waiting whether an SQLite file is still as it was: the `Watch` of `SqliteStore`.
 
 Owns one connection that only reads. Two signs are read: the number that every writer of ours
-changes (`sessions.generation`), at each question; and SQLite's own count of changes together with
-the file's identity, every few milliseconds, which also shows what other programs did, a writer
-that died half-way, and a file that was replaced. The store makes one and tells it of forks.
+changes (`sessions.generation`), at each question; and SQLite's own count of changes, the mark that
+says whether they concern an entry that was there, and the file's identity, every few milliseconds,
+which also shows what other programs did, a writer that died half-way, and a file that was replaced.
+The store makes one and tells it of forks.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ class _Sight(NamedTuple):
     until: float
     stamp: object
     signs: tuple[object, ...]
+    mark: object
+    count: object
 
 
 class SqliteWatch:
@@ -64,7 +67,7 @@ class SqliteWatch:
     def stamp(self) -> object | None:
         sight = self._sight
         if sight is not None:
-            number, seen, until, stamp, _ = sight
+            number, seen, until, stamp, *_ = sight
             if number[0] == seen and monotonic() < until:
                 return stamp
         with self._alone() as alone:
@@ -139,12 +142,24 @@ class SqliteWatch:
         if self._connection is None or self._opened != file_id:
             self._close()
             self._connection, self._opened = self._connect(file), file_id
-        changes = self._connection.execute("PRAGMA data_version").fetchall()
-        # SQLite's count says something only beside an earlier one of the same connection.
-        signs = (self._connection, file_id, changes, number_id, seen)
         before = self._sight
+        # SQLite's count says something only beside an earlier one of the same connection. It counts
+        # what harms no copy too, such as sweeps and logins; the mark beside the entries does not.
+        count = self._connection.execute("PRAGMA data_version").fetchall()
+        mark = before.mark if before and before.count == (self._connection, count) else self._read_mark()
+        signs = (self._connection, file_id, mark, number_id, seen)
         stamp = before.stamp if before and before.signs == signs else object()
-        return _Sight(number, seen, monotonic() + LOOK_EVERY if number_id else _NEVER, stamp, signs)
+        until = monotonic() + LOOK_EVERY if number_id else _NEVER
+        return _Sight(number, seen, until, stamp, signs, mark, (self._connection, count))
+
+    def _read_mark(self) -> object:
+        """What every change of an entry that was there makes another one, in whatever program: our
+        triggers write it. That the triggers are there is what the schema's own count tells."""
+        assert self._connection is not None
+        mark = self._connection.execute("SELECT value FROM state WHERE name = 'mark'").fetchall()
+        if not mark:
+            raise sqlite3.DatabaseError("nothing marks changes in this file")
+        return mark, self._connection.execute("PRAGMA schema_version").fetchall()
 
     def _follow(self, file: Path) -> tuple[Sequence[int], FileId | None]:
         """The number; again where another file has taken its place, and none where it cannot be had."""
