@@ -153,7 +153,9 @@ class Site:
                 created=now,
                 last_seen=now,
                 expires=now + self.rules.session_max_age,
-            )
+            ),
+            address=self._trust.client(parts_of(request.environ)) or "",
+            user_agent=request.headers.get("User-Agent", ""),
         )
         return identity
 
