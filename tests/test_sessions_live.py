@@ -16,9 +16,11 @@ from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.sessions import Session
+from authservice.sessions.directory import Directory
+from authservice.sessions.labels import About, Labels
 from authservice.sessions.live import Sessions, live_session
 from authservice.sessions.redis import RedisStore
-from authservice.sessions.seal import new_secret, open_record, seal_record, store_key
+from authservice.sessions.seal import Keyring, new_secret, open_record, public_id, seal_record, store_key
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import MICROSECOND, MINUTE, Clock, at_once, output, run_python
 from tests.sample_sessions import WatchedStore, a_session, checked
@@ -134,6 +136,200 @@ def test_text_made_of_a_session_shows_nothing_of_it(clock: Clock) -> None:
     for text in (repr(session), str(session), f"{session}", repr([session]), repr(live), f"{live}"):
         for hidden in ("alice", "token", "eyJ", "example", "248289761001"):
             assert hidden not in text
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+def test_a_record_is_the_whole_session(sessions: Sessions, clock: Clock) -> None:
+    session = a_session(clock)
+    secret = sessions.begin(session)
+    record = sessions.record(secret)
+    assert record is not None and record.session == session
+    assert sessions.record(new_secret()) is sessions.record("no secret") is None
+    live = sessions.load(secret, NET)
+    assert live is not None
+    assert (live.key, live.access_token_expires, live.refreshable) == (
+        store_key(secret), session.access_token_expires, True,
+    )
+    clock.advance(DAY)
+    assert sessions.record(secret) is None
+
+
+def test_a_replaced_record_is_what_is_loaded_and_its_limit_never_moves(sessions: Sessions, clock: Clock) -> None:
+    secret = sessions.begin(a_session(clock))
+    old = sessions.record(secret)
+    assert old is not None
+    newer = a_session(clock, access_token="newer", groups=("others",), expires=clock() + 9 * DAY)
+    kept = sessions.replace(secret, old, newer)
+    assert kept is not None and kept == sessions.record(secret)
+    assert (kept.session.access_token, kept.session.expires) == ("newer", old.session.expires)
+    live = sessions.load(secret, NET)
+    assert live is not None and live.by_cookie.groups == ("others",)
+
+
+def test_s21_of_two_who_replace_the_same_record_one_does(sessions: Sessions, clock: Clock) -> None:
+    secret = sessions.begin(a_session(clock))
+    old = sessions.record(secret)
+    assert old is not None
+    kept = at_once(
+        8, lambda n: sessions.replace(secret, old, a_session(clock, access_token=str(n), refresh_token="")) is not None
+    )
+    assert kept == 1
+    live = sessions.load(secret, NET)
+    assert live is not None and not live.refreshable
+
+
+def test_a_session_that_was_seen_meanwhile_is_replaced_and_stays_seen(idle_sessions: Sessions, clock: Clock) -> None:
+    secret = idle_sessions.begin(a_session(clock))
+    old = idle_sessions.record(secret)
+    assert old is not None
+    seen = clock.advance(timedelta(minutes=2))
+    idle_sessions.load(secret, NET)
+    kept = idle_sessions.replace(secret, old, msgspec.structs.replace(old.session, access_token="newer"))
+    assert kept is not None
+    assert (kept.session.access_token, kept.session.last_seen) == ("newer", seen)
+
+
+def test_s13_a_session_ended_meanwhile_is_not_brought_back_by_its_replacement(
+    sessions: Sessions, clock: Clock
+) -> None:
+    secret = sessions.begin(a_session(clock))
+    old = sessions.record(secret)
+    assert old is not None
+    sessions.end(secret)
+    assert sessions.replace(secret, old, old.session) is None
+    assert sessions.load(secret, NET) is None
+
+
+@pytest.mark.parametrize("failing", ["save", "load"])
+def test_k11_a_replacement_that_may_not_be_kept_is_told(
+    sessions: Sessions, store: WatchedStore, clock: Clock, failing: str
+) -> None:
+    secret = sessions.begin(a_session(clock))
+    old = sessions.record(secret)
+    assert old is not None
+    store.failing = {failing}
+    with pytest.raises(StoreDown):
+        sessions.replace(secret, old, old.session)
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+OLD, NEW = b"the old key", b"the new key"
+
+
+@pytest.fixture
+def known_by(store: WatchedStore, clock: Clock) -> Callable[..., tuple[Sessions, Directory]]:
+    """A service with these keys, its clock's hour being that of its start."""
+
+    def service(*keys: bytes, **limits: timedelta) -> tuple[Sessions, Directory]:
+        labels = Labels(Keyring(keys))
+        return Sessions(store, now=clock, max_age=DAY, labels=labels, **limits), Directory(store, labels)
+
+    return service
+
+
+def about(directory: Directory, secret: str) -> About | None:
+    known = directory.show(public_id(store_key(secret)))
+    return known.about if known else None
+
+
+@pytest.mark.parametrize(("limits", "step"), [({}, 60), ({"idle_timeout": timedelta(minutes=30)}, 1)])
+def test_a_label_follows_who_was_seen_and_keeps_where_from(
+    known_by: Callable[..., tuple[Sessions, Directory]],
+    store: WatchedStore,
+    clock: Clock,
+    limits: dict[str, timedelta],
+    step: int,
+) -> None:
+    sessions, directory = known_by(NEW, **limits)
+    secret = sessions.begin(a_session(clock), address="203.0.113.7", user_agent="Firefox")
+    began = clock()
+    clock.advance(step * MINUTE - MICROSECOND)
+    sessions.load(secret, NET)
+    said = about(directory, secret)
+    assert said is not None and said.last_seen == began
+    seen = clock.advance(MICROSECOND)
+    sessions.load(secret, NET)
+    said = about(directory, secret)
+    assert said is not None
+    assert (said.created, said.last_seen, said.address, said.user_agent) == (began, seen, "203.0.113.7", "Firefox")
+    store.calls.clear()
+    sessions.load(secret, NET)
+    assert store.calls == ["load"]
+
+
+def test_a_replacement_that_is_another_user_is_found_as_that_one(
+    known_by: Callable[..., tuple[Sessions, Directory]], clock: Clock
+) -> None:
+    sessions, directory = known_by(NEW)
+    secret = sessions.begin(a_session(clock), user_agent="Firefox")
+    old = sessions.record(secret)
+    assert old is not None
+    assert sessions.replace(secret, old, msgspec.structs.replace(old.session, user_id="alice@new.example"))
+    assert directory.of_user("alice@example.com") == []
+    (known,) = directory.of_user("alice@new.example")
+    assert known.about and known.about.user_agent == "Firefox"
+
+
+def test_a_session_from_before_there_were_labels_gets_one_when_it_is_seen(
+    known_by: Callable[..., tuple[Sessions, Directory]], sessions: Sessions, store: WatchedStore, clock: Clock
+) -> None:
+    secret = sessions.begin(a_session(clock))
+    labelling, directory = known_by(NEW)
+    assert directory.of_user("alice@example.com") == []
+    assert labelling.load(secret, NET) is not None
+    (known,) = directory.of_user("alice@example.com")
+    assert known.about and (known.about.created, known.about.address) == (clock(), "")
+    store.calls.clear()
+    labelling.load(secret, NET)
+    assert store.calls == ["load"]
+
+
+def test_s34_an_old_key_ends_only_its_own_sessions_when_it_is_removed(
+    known_by: Callable[..., tuple[Sessions, Directory]], clock: Clock
+) -> None:
+    one = known_by(OLD)[0]
+    unused, used = one.begin(a_session(clock)), one.begin(a_session(clock))
+    clock.advance(MINUTE)
+    both, _ = known_by(NEW, OLD)
+    assert both.load(unused, NET) and both.load(used, NET), "nobody is logged out by a new key"
+    begun = both.begin(a_session(clock))
+    clock.advance(timedelta(hours=1))
+    assert both.load(used, NET), "and this one's label is under the new key from now on"
+    clock.advance(MINUTE)
+    without, directory = known_by(NEW)
+    assert without.load(unused, NET) is without.record(unused) is None
+    assert without.load(used, NET) and without.load(begun, NET)
+    assert len(directory.of_user("alice@example.com")) == 2
+    assert both.load(unused, NET), "it is still there for whoever has the key"
+
+
+def test_s34_a_replica_that_is_not_restarted_yet_knows_sessions_under_a_key_it_was_never_told(
+    known_by: Callable[..., tuple[Sessions, Directory]], clock: Clock
+) -> None:
+    not_yet, _ = known_by(OLD, idle_timeout=timedelta(hours=1))
+    clock.advance(MINUTE)
+    restarted, directory = known_by(NEW, OLD, idle_timeout=timedelta(hours=1))
+    secret = restarted.begin(a_session(clock), user_agent="Firefox")
+    for _ in range(3):
+        clock.advance(5 * MINUTE)
+        assert not_yet.load(secret, NET) is not None
+    said = about(directory, secret)
+    assert said is not None and said.user_agent == "Firefox", "what it cannot read it leaves as it is"
+    assert restarted.load(secret, NET) is not None
+
+
+@pytest.mark.parametrize("failing", ["label", "save"])
+def test_a_label_that_cannot_be_written_does_not_fail_the_check(
+    known_by: Callable[..., tuple[Sessions, Directory]], store: WatchedStore, clock: Clock, failing: str
+) -> None:
+    sessions, _ = known_by(NEW, idle_timeout=timedelta(hours=1))
+    secret = sessions.begin(a_session(clock))
+    store.failing = {failing}
+    clock.advance(2 * MINUTE)
+    assert sessions.load(secret, NET) is not None
 
 
 # --- limits -----------------------------------------------------------------------------------
@@ -513,6 +709,8 @@ from authservice.check import Reach
 from authservice.errors import StoreDown
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.sessions import Session
+from authservice.sessions.directory import Directory
+from authservice.sessions.labels import About, Labels
 from authservice.sessions.live import Sessions
 from authservice.sessions.sqlite import SqliteStore
 time = datetime.now(timezone.utc)

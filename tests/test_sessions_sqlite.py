@@ -19,7 +19,8 @@ import pytest
 
 from authservice.errors import StoreDown
 from authservice.sessions import Label, sqlite_file, sqlite_sweep, to_microseconds
-from authservice.sessions.sqlite import BUSY_TIMEOUT, SqliteStore
+from authservice.sessions.sqlite import SqliteStore
+from authservice.sessions.sqlite_file import BUSY_TIMEOUT
 from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
 from tests.waiting import until
 
