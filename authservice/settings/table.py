@@ -8,67 +8,29 @@ come from here. A default of ``None`` means that the variable must be set.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from datetime import timedelta
-from functools import partial
 from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from authservice.identity import Transformers
 from authservice.settings import addresses, kinds
 from authservice.settings.issuers import BEARER_ISSUERS, BearerIssuer
-from authservice.settings.kinds import Kind
+from authservice.settings.rows import Row, section
 from authservice.settings.secret import Secret
 
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One setting. ``otherwise`` says what an empty default stands for; a secret's value is never
-    shown, and can also be given as a file named by ``<name>_FILE``."""
-
-    name: str
-    section: str
-    kind: Kind
-    default: str | None
-    help: str
-    otherwise: str
-    example: str
-    secret: bool
-
-
-def _setting(
-    section: str,
-    kind: Kind,
-    default: str | None,
-    help: str,
-    *,
-    otherwise: str = "",
-    example: str = "",
-    secret: bool = False,
-) -> Any:
-    make = partial(
-        Row, section=section, kind=kind, default=default, help=help,
-        otherwise=otherwise, example=example, secret=secret,
-    )
-    return field(metadata={"row": make})
-
-
-def _section(title: str) -> Callable[..., Any]:
-    return partial(_setting, title)
-
-
-_provider = _section("The OpenID provider")
-_address = _section("Where AuthService is")
-_gateway = _section("The gateway and its checks")
-_identity = _section("What the application is told")
-_access = _section("Who may pass")
-_session = _section("Sessions and their cookie")
-_bearer = _section("Tokens of programs")
-_page = _section("Pages")
-_server = _section("The server")
-_ignored = _section("Accepted, without effect")
+_provider = section("The OpenID provider")
+_address = section("Where AuthService is")
+_gateway = section("The gateway and its checks")
+_identity = section("What the application is told")
+_access = section("Who may pass")
+_session = section("Sessions and their cookie")
+_bearer = section("Tokens of programs")
+_page = section("Pages")
+_server = section("The server")
+_ignored = section("Accepted, without effect")
 
 ClientAuthMethod = Literal["client_secret_basic", "client_secret_post", "private_key_jwt"]
 
