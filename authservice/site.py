@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import cast
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 import flask
 from flask import Blueprint, Response, request
@@ -30,6 +30,7 @@ from authservice.navigation import is_navigation
 from authservice.oidc.login import Finished, LoginFlow
 from authservice.ops import Counts, Metric, Readiness, is_ready
 from authservice.pages import Page, Pages
+from authservice.same_origin import is_same_origin
 from authservice.scrape import CONTENT_TYPE, Ledger
 from authservice.sessions import Session
 from authservice.sessions.cookies import read_cookies
@@ -285,19 +286,8 @@ class Site:
         return ended
 
     def _proves_own_origin(self) -> bool:
-        """Whether the browser itself says that a page of this very origin asks (Fetch Metadata;
-        RFC 6454 §7 for browsers without it)."""
-        site = request.headers.get("Sec-Fetch-Site")
-        if site is not None:
-            return site == "same-origin"
-        try:
-            origin = urlsplit(request.headers.get("Origin", ""))
-        except ValueError:
-            return False
         parts = parts_of(request.environ)
-        scheme = self._trust.scheme(parts)
-        host = parts.headers.get("host", "").lower()
-        return bool(host) and origin.netloc.lower() == host and scheme in (None, origin.scheme)
+        return is_same_origin(parts.headers, self._trust.scheme(parts))
 
     def _logged_out(self, not_revoked: list[str], *, page: bool) -> Response:
         if not_revoked:
