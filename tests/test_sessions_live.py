@@ -436,7 +436,7 @@ def test_marking_as_seen_changes_nothing_else(
     assert after is not None
     assert after.expires == before.expires
     seen = msgspec.structs.replace(session, last_seen=clock())
-    assert idle_sessions.load(secret, NET) == live_session(seen, store_key(secret))
+    assert idle_sessions.load(secret, NET) == idle_sessions.live(seen, store_key(secret))
     assert idle_sessions.end(secret) == seen
 
 
@@ -569,7 +569,7 @@ def test_a_field_of_a_newer_version_is_passed_over(
     assert entry is not None
     newer = msgspec.json.decode(open_record(secret, entry.value) or b"") | {"added_later": [1]}
     store.save(store_key(secret), seal_record(secret, msgspec.json.encode(newer)), entry.expires)
-    assert sessions.load(secret, NET) == live_session(a_session(clock), store_key(secret))
+    assert sessions.load(secret, NET) == sessions.live(a_session(clock), store_key(secret))
 
 
 @pytest.mark.parametrize("value", ["\ud800", {"a": "\udfff"}, [[["\ud800"]]]])

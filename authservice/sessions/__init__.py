@@ -27,6 +27,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ``claims`` are the verified claims of ID token and userinfo; ``id_token`` is kept byte for
     byte as the provider sent it (OpenID Connect RP-Initiated Logout 1.0 §2, ``id_token_hint``).
+    ``access_token_issued`` is when it came, ``None`` for the one that came with the login.
     ``expires`` is the absolute limit; ``last_seen`` moves in steps, for the idle limit.
     ``label_key`` names the service's key under which the store's label of this session was sealed at
     ``labelled``; empty while it has none.
@@ -42,6 +43,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     access_token: str = ""
     refresh_token: str = ""
     access_token_expires: Moment | None = None
+    access_token_issued: Moment | None = None
     created: Moment
     last_seen: Moment
     expires: Moment

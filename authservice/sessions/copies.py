@@ -20,8 +20,8 @@ from authservice.identity import Identity
 @dataclass(frozen=True, slots=True)
 class LiveSession:
     """What checks need to know of a session: who it proves, by the way its secret came, when it was
-    last marked as seen, its store key, when its access token ends if that is known, and whether there
-    is a refresh token. One object for one copy, so what others make of an identity can be kept with
+    last marked as seen, its store key, when its access token ends if that is known, whether there is a
+    refresh token, and when a refresh is due if ever. One object for one copy, so what others make of an identity can be kept with
     it. Holds no tokens: those are in the `Record`, which is read when they are needed."""
 
     by_cookie: Identity
@@ -30,6 +30,7 @@ class LiveSession:
     key: str
     access_token_expires: datetime | None
     refreshable: bool
+    refresh_due: datetime | None
 
     def __repr__(self) -> str:
         """Says when, never who: text ends up in logs."""

@@ -21,7 +21,7 @@ from authservice.check import NeedsIO, Reach
 from authservice.errors import ProviderWrong, StoreDown
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.ops import Counts, Metric
-from authservice.sessions import Entry, Label, Session, Store
+from authservice.sessions import Entry, Label, Session, Store, from_microseconds
 from authservice.sessions.copies import Copies, Copy, LiveSession
 from authservice.sessions.labels import Labels
 from authservice.sessions.seal import is_secret, mark_key, new_secret, open_record, seal_record, store_key
@@ -48,7 +48,8 @@ class Record:
 
 class Sessions:
     """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit; without
-    ``labels`` nobody finds a session but by its secret.
+    ``labels`` nobody finds a session but by its secret. A refresh is due ``refresh_ahead`` before the
+    access token ends; with ``ends_with_token`` a session without a refresh token ends with it.
 
     At most ``cache_size`` sessions are kept decoded in memory, between ``start`` and ``stop``. A
     session that ended anywhere is dead here as soon as the store's `Watch` can know.
@@ -64,12 +65,16 @@ class Sessions:
         cache_size: int = 0,
         counts: Counts | None = None,
         labels: Labels | None = None,
+        refresh_ahead: timedelta = timedelta(0),
+        ends_with_token: bool = False,
     ) -> None:
         self._store = store
         self._now = now
         self._max_age = max_age
         self._idle = idle_timeout
         self._labels = labels
+        self._ahead = refresh_ahead
+        self._ends_with_token = ends_with_token
         self._made = now()
         self._step = _STEP_WITHOUT_LIMIT if labels else None
         if idle_timeout:
@@ -93,6 +98,16 @@ class Sessions:
         """From now on every load asks the store."""
         self._watch.stop()
         self._copies.forget(None)
+
+    def quick(self, secret: str) -> LiveSession | None:
+        """The live session of this secret where a copy says so that needs no second look, and no
+        refresh of it is due. ``None`` says nothing: `load` tells. Never waits."""
+        stamp = self._watch.stamp()
+        copy = self._copies.find(secret)  # after the stamp: what it vouches for is not forgotten then
+        if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
+            self._count_hit()
+            return copy.session
+        return None
 
     def load(self, secret: str, reach: Reach) -> LiveSession | None:
         """The live session of this secret, or ``None``: not a secret, unknown, ended, past a
@@ -121,7 +136,7 @@ class Sessions:
         if now >= copy.limit or (copy.stamp != stamp and not self._watch.holds(copy.key, copy.version)):
             return False
         copy.stamp = stamp
-        copy.quick = min(copy.limit, now + _RECENT)
+        copy.quick = _quick_until(copy.session, copy.limit, now)
         self._copies.used(copy.key)
         return True
 
@@ -140,13 +155,13 @@ class Sessions:
             if now >= limit:
                 return None
             if self._is_due(session, now):
-                return live_session(self._touch(secret, session, entry, now), key)
-            live = live_session(session, key)
+                return self.live(self._touch(secret, session, entry, now), key)
+            live = self.live(session, key)
             if stamp is not None:
                 limit = min(limit, entry.expires)
                 if self._step:
                     limit = min(limit, session.last_seen + self._step)
-                quick = min(limit, now + _RECENT)
+                quick = _quick_until(live, limit, now)
                 keep(secret, Copy(live, key, entry.version, limit, quick, stamp))
             return live
 
@@ -192,6 +207,29 @@ class Sessions:
                 return None
             before = found
         return None
+
+    def live(self, session: Session, key: str) -> LiveSession:
+        """What checks see of a record, whether a store holds it yet or not."""
+        return live_session(session, key, self._refresh_due(session))
+
+    def end_unchanged(self, secret: str, old: Record) -> bool:
+        """Ends the session where it is still what ``old`` says, or was only marked as seen since;
+        ``False`` when it ended before, or somebody replaced it. Raises `errors.StoreDown` (it may
+        then have ended or not)."""
+        key, before = store_key(secret), old
+        for _ in range(_MOST_TRIES):
+            self._copies.forget(key)
+            try:
+                # What has expired has ceased to exist; and only this version of it.
+                if self._store.save(key, b"", from_microseconds(0), if_version=before.version):
+                    return True
+                found = self.record(secret)
+            finally:
+                self._copies.forget(key)
+            if found is None or _but_for_marks(found.session) != _but_for_marks(old.session):
+                return False
+            before = found
+        return False
 
     def begin(self, session: Session, *, address: str = "", user_agent: str = "") -> str:
         """Keeps a new session and gives its secret, which is never one that was used before.
@@ -253,7 +291,18 @@ class Sessions:
         """When this session ends if nobody is seen again. Counted from the record's beginning as
         well as from its own limit, so that a shorter ``SESSION_MAX_AGE`` holds at once."""
         limit = min(session.expires, session.created + self._max_age)
+        if self._ends_with_token and not session.refresh_token and session.access_token_expires:
+            limit = min(limit, session.access_token_expires)
         return min(limit, session.last_seen + self._idle) if self._idle else limit
+
+    def _refresh_due(self, session: Session) -> datetime | None:
+        """From when on its access token is to be refreshed; a short-lived one not before half its
+        life is over, so that no refresh is followed by the next at once."""
+        end = session.access_token_expires
+        if end is None or not session.refresh_token:
+            return None
+        half = (end - (session.access_token_issued or session.created)) / 2
+        return end - max(min(self._ahead, half), timedelta(0))
 
     def _out_of_reach(self, session: Session) -> bool:
         """Whether its label is sealed under a key that was removed: nobody could find it to end it,
@@ -308,7 +357,12 @@ def _but_for_marks(session: Session) -> Session:
     return msgspec.structs.replace(session, last_seen=session.created, label_key="", labelled=None)
 
 
-def live_session(session: Session, key: str) -> LiveSession:
+def _quick_until(session: LiveSession, limit: datetime, now: datetime) -> datetime:
+    quick = min(limit, now + _RECENT)
+    return min(quick, session.refresh_due) if session.refresh_due else quick
+
+
+def live_session(session: Session, key: str, refresh_due: datetime | None = None) -> LiveSession:
     """What checks see of a record, in little memory: there may be many thousands, whose groups
     are the same few."""
     groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
@@ -324,6 +378,7 @@ def live_session(session: Session, key: str) -> LiveSession:
         key,
         session.access_token_expires,
         bool(session.refresh_token),
+        refresh_due,
     )
 
 
