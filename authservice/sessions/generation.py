@@ -39,8 +39,12 @@ def advance(database: Path) -> bool:
         try:
             there = os.fstat(descriptor)
             if there.st_size == 0:
-                # As SQLite does with its own files: who may use the one may use the other.
-                os.fchmod(descriptor, stat.S_IMODE(database.stat().st_mode))
+                # As SQLite does with its own files: who may use the one may use the other, also when
+                # it is root who makes it.
+                model = database.stat()
+                if os.geteuid() == 0:
+                    os.fchown(descriptor, model.st_uid, model.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(model.st_mode))
             return os.pwrite(descriptor, os.urandom(_BYTES), 0) == _BYTES
         finally:
             os.close(descriptor)

@@ -62,10 +62,14 @@ _LABEL = (
 
 class SqliteStore:
     """The `Store` contract over one file. Every failure is `errors.StoreDown`; the constructor
-    raises nothing: a file that cannot be used yet is tried again at each call."""
+    raises nothing: a file that cannot be used yet is tried again at each call. Without ``create`` a
+    file that is not there is such a failure, and stays away."""
 
-    def __init__(self, path: str | os.PathLike[str], now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], now: Callable[[], datetime], *, create: bool = True
+    ) -> None:
         self._asked = Path(path)
+        self._create = create
         self._now = now
         self._prepare_lock = threading.Lock()
         self._connections = _Connections()
@@ -245,7 +249,7 @@ class SqliteStore:
         try:
             there = self._there()
             if self._file is None or there is None or there != self._prepared:
-                self._file, self.notices = prepare(self._asked)
+                self._file, self.notices = prepare(self._asked, self._create)
                 there = self._prepared = file_id(self._file)
             return self._file, there
         finally:

@@ -56,6 +56,7 @@ _ADVICE = {
 _ADVICE_BY_ERRNO = {
     errno.ENOSPC: _ADVICE["database or disk is full"],
     errno.EDQUOT: _ADVICE["database or disk is full"],
+    errno.ENOENT: "nobody has logged in yet, or it is another file that the service uses",
     errno.EROFS: "mount its volume so that it can be written",
     errno.EACCES: _ADVICE["unable to open database file"],
     errno.EPERM: _ADVICE["unable to open database file"],
@@ -133,14 +134,16 @@ def store_down(file: Path, error: Exception) -> StoreDown:
     return StoreDown(f"session store {file}: {code}: {text}" + (f" ({advice})" if advice else ""))
 
 
-def prepare(asked: Path) -> tuple[Path, tuple[str, ...]]:
+def prepare(asked: Path, create: bool = True) -> tuple[Path, tuple[str, ...]]:
     """Finds or creates the file to use and makes it ours: name, mode, schema.
 
     The file's own name if that is free or ours; else the name with ``.sqlite`` behind, and a
-    notice. One process at a time. Raises `FAILURES`.
+    notice. One process at a time. Without ``create``, FileNotFoundError where there is none yet.
+    Raises `FAILURES`.
     """
     file = asked.resolve()
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if create:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     notices = []
     with _alone_in(file.parent):
         foreign = _foreign(file)
@@ -150,6 +153,8 @@ def prepare(asked: Path) -> tuple[Path, tuple[str, ...]]:
                 raise OSError(f"neither {file} nor {beside} is a session database")
             notices.append(f"{file} is {foreign} and is left untouched; sessions are kept in {beside}")
             file = beside
+        if not create and not file.exists():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(file))
         if not _create(file):
             notices.append(f"{file} belongs to another user, so its mode was not brought to 0600")
         _set_up(file)
