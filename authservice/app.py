@@ -255,18 +255,31 @@ def build_provider(settings: Settings, now: Clock, counts: Counts) -> tuple[Prov
     return provider, client
 
 
-def build_store(settings: Settings, now: Clock) -> Store:
-    """The session store of ``SESSION_STORE_TYPE``."""
+def build_store(settings: Settings, now: Clock, *, create: bool = True) -> Store:
+    """The session store of ``SESSION_STORE_TYPE``. Without ``create``, one of which nothing is there
+    yet is not made, but fails at each call."""
     if settings.session_store_type == "redis":
-        return RedisStore(
-            settings.session_store_redis_addr,
-            username=settings.session_store_redis_username,
-            password=settings.session_store_redis_pwd.reveal(),
-            db=settings.session_store_redis_db,
-            now=now,
-            ca_bundle=str(settings.ca_bundle or ""),
-        )
-    return SqliteStore(settings.session_store_path, now)
+        return build_redis_store(settings, now)
+    return SqliteStore(settings.session_store_path, now, create=create)
+
+
+def build_redis_store(settings: Settings, now: Clock) -> Store:
+    """The store in the Redis servers that the settings name."""
+    return RedisStore(
+        settings.session_store_redis_addr,
+        now=now,
+        mode=settings.session_store_redis_mode,
+        username=settings.session_store_redis_username,
+        password=settings.session_store_redis_pwd.reveal(),
+        db=settings.session_store_redis_db,
+        master=settings.session_store_redis_master,
+        sentinel_username=settings.session_store_redis_sentinel_username,
+        sentinel_password=settings.session_store_redis_sentinel_pwd.reveal(),
+        ca_bundle=str(settings.session_store_redis_ca_bundle or settings.ca_bundle or ""),
+        client_cert=str(settings.session_store_redis_client_cert or ""),
+        client_key=str(settings.session_store_redis_client_key or ""),
+        prefix=settings.session_store_redis_key_prefix,
+    )
 
 
 def build_authorizers(settings: Settings, now: Clock) -> list[Authorizer]:

@@ -47,6 +47,7 @@ def problems(settings: Settings) -> tuple[str, ...]:
     return (
         *_key_problems(settings),
         *_certificate_problems(settings),
+        *_redis_problems(settings),
         *_kubernetes_problems(settings),
         *_store_problems(settings),
         *_page_findings(settings)[0],
@@ -112,6 +113,24 @@ def _certificate_problems(settings: Settings) -> Iterator[str]:
             yield f"{name}: {bundle} holds no certificates in PEM form."
         except OSError as error:
             yield f"{name}: {bundle} cannot be read ({error.strerror})."
+
+
+def _redis_problems(settings: Settings) -> Iterator[str]:
+    """Of the files for TLS; the servers themselves may come later."""
+    if settings.session_store_type != "redis":
+        return
+    bundle, certificate = settings.session_store_redis_ca_bundle, settings.session_store_redis_client_cert
+    name, file = "SESSION_STORE_REDIS_CA_BUNDLE", bundle
+    try:
+        context = ssl.create_default_context(cafile=bundle)
+        if certificate:
+            name, file = "SESSION_STORE_REDIS_CLIENT_CERT", certificate
+            context.load_cert_chain(certificate, settings.session_store_redis_client_key, password=lambda: "")
+    except ssl.SSLError:
+        held = "certificates" if file is bundle else "certificate, or not one of the key without passphrase"
+        yield f"{name}: {file} holds no {held} in PEM form."
+    except OSError as error:
+        yield f"{name}: {file}, or its key, cannot be read ({error.strerror})."
 
 
 def _kubernetes_problems(settings: Settings) -> Iterator[str]:

@@ -13,6 +13,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
+
+import redis
+from redis.crc import key_slot
 
 from tests.programs import require
 from tests.waiting import until
@@ -35,10 +39,18 @@ class RedisServer:
     server knows what it knew; without it a restart begins empty."""
 
     def __init__(
-        self, program: str, folder: Path, *, durable: bool = False, options: Sequence[str] = ()
+        self,
+        program: str,
+        folder: Path,
+        *,
+        durable: bool = False,
+        options: Sequence[str] = (),
+        before: Sequence[str] = (),
     ) -> None:
+        """``before`` are arguments that stand before all others: a configuration file, its mode."""
         self._program = program
         self._folder = folder
+        self._before = before
         self._options = [*(("--appendonly", "yes", "--appendfsync", "always") if durable else ()), *options]
         self._process: subprocess.Popen[bytes] | None = None
         self.port = 0
@@ -59,6 +71,15 @@ class RedisServer:
                 return
         raise AssertionError(f"{self._program} does not start: {self._log().read_text()[-2000:]}")
 
+    def start_again(self) -> None:
+        """Starts it unless it runs."""
+        if self._process is None or self._process.poll() is not None:
+            self.start()
+
+    def add_options(self, *options: str) -> None:
+        """For the next start."""
+        self._options += options
+
     def kill(self) -> None:
         """SIGKILL: no good-bye to clients, nothing written that is not written yet."""
         self._end(signal.SIGKILL)
@@ -77,7 +98,8 @@ class RedisServer:
         self._process.send_signal(signal.SIGCONT)
 
     def _spawn(self, port: int) -> subprocess.Popen[bytes]:
-        command = [self._program, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._program, *self._before, "--port", str(port), "--bind", "127.0.0.1"]
+        command += [] if self._before else ["--save", ""]
         command += ["--dir", str(self._folder), *self._options]
         with self._log().open("ab") as log:
             return subprocess.Popen(command, stdout=log, stderr=log, env={"PATH": os.environ.get("PATH", "")})
@@ -120,3 +142,196 @@ def running_redis(
         yield server
     finally:
         server.stop()
+
+
+class RedisFamily:
+    """A master with its replicas and the Sentinels that look after them."""
+
+    MASTER = "mymaster"
+
+    def __init__(self, servers: list[RedisServer], sentinels: list[RedisServer]) -> None:
+        self.servers = servers
+        self.sentinels = sentinels
+
+    @property
+    def address(self) -> str:
+        """Where the Sentinels are."""
+        return ",".join(sentinel.address for sentinel in self.sentinels)
+
+    def master(self) -> RedisServer:
+        """The one that most Sentinels name."""
+        named = [self._named_by(sentinel) for sentinel in self.sentinels]
+        port = max(set(named), key=named.count)
+        return next(server for server in self.servers if server.port == port)
+
+    def settle(self) -> None:
+        """Waits until every server runs, and all Sentinels know one master with its replicas in step."""
+        for server in self.servers:
+            server.start_again()
+        until(self._settled, 30)
+
+    def fail_over(self) -> None:
+        """A planned failover: the old master goes on running."""
+        before = self.master()
+        until(lambda: self._ask(self.sentinels[0], "SENTINEL", "FAILOVER", self.MASTER), 20, every=0.2)
+        until(lambda: {self._named_by(one) for one in self.sentinels} != {before.port}, 20)
+
+    def _named_by(self, sentinel: RedisServer) -> int:
+        answer = self._ask(sentinel, "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self.MASTER)
+        return int(answer[1]) if answer else 0
+
+    def _settled(self) -> bool:
+        masters = {self._named_by(sentinel) for sentinel in self.sentinels}
+        if len(masters) != 1:
+            return False
+        for sentinel in self.sentinels:
+            answer = self._ask(sentinel, "SENTINEL", "MASTER", self.MASTER)
+            state = dict(zip(answer[::2], answer[1::2]))
+            if (state[b"num-other-sentinels"], state[b"num-slaves"], state[b"flags"]) != (b"2", b"2", b"master"):
+                return False
+        (port,) = masters
+        for server in self.servers:
+            role = self._ask(server, "ROLE")
+            in_step = role[0] == b"slave" and role[2] == port and role[3] == b"connected"
+            if not role or not (role[0] == b"master" if server.port == port else in_step):
+                return False
+        return True
+
+    @staticmethod
+    def _ask(server: RedisServer, *command: str) -> Any:
+        """The answer; nothing when there is none."""
+        try:
+            with redis.Redis(port=server.port, protocol=2, socket_timeout=2) as client:
+                return client.execute_command(*command)
+        except redis.RedisError:
+            return None
+
+
+@contextmanager
+def running_sentinels(program: str, folder: Path) -> Iterator[RedisFamily]:
+    """Three servers and three Sentinels that agree about them, which notice within half a second that
+    the master is gone. Debian's sentinel is the server's own program."""
+    folders = [folder / name for name in ("a", "b", "c", "sa", "sb", "sc")]
+    for each in folders:
+        each.mkdir()
+    servers = [RedisServer(program, each, options=("--repl-diskless-sync-delay", "0")) for each in folders[:3]]
+    sentinels = []
+    try:
+        for server in servers:
+            if server is not servers[0]:
+                server.add_options("--replicaof", f"127.0.0.1 {servers[0].port}")
+            server.start()
+        for each in folders[3:]:
+            file = each / "sentinel.conf"
+            file.write_text(
+                f"sentinel monitor {RedisFamily.MASTER} 127.0.0.1 {servers[0].port} 2\n"
+                f"sentinel down-after-milliseconds {RedisFamily.MASTER} 500\n"
+                f"sentinel failover-timeout {RedisFamily.MASTER} 1000\n"
+            )
+            sentinels.append(RedisServer(program, each, before=(str(file), "--sentinel")))
+            sentinels[-1].start()
+        family = RedisFamily(servers, sentinels)
+        family.settle()
+        yield family
+    finally:
+        for server in (*sentinels, *servers):
+            server.stop()
+
+
+class RedisCluster:
+    """Masters that share the hash slots, and the replicas of each."""
+
+    def __init__(self, masters: list[RedisServer], replicas: list[RedisServer]) -> None:
+        self.masters = masters
+        self.replicas = replicas
+
+    @property
+    def servers(self) -> list[RedisServer]:
+        return [*self.masters, *self.replicas]
+
+    @property
+    def address(self) -> str:
+        return ",".join(server.address for server in self.servers)
+
+    def ask(self, server: RedisServer, *command: str | int) -> Any:
+        with redis.Redis(port=server.port, protocol=2, socket_timeout=2) as client:
+            return client.execute_command(*command)
+
+    def holder(self, key: str) -> RedisServer:
+        """The master that has the key's slot."""
+        slot = key_slot(key.encode())
+        answers = map(self._slots, self.servers)
+        ranges = max((found for found in answers if found), key=len)
+        port = next(int(node[1]) for first, last, node, *_ in ranges if first <= slot <= last)
+        return next(server for server in self.servers if server.port == port)
+
+    def settle(self) -> None:
+        """Waits until every server runs and all agree that all is well."""
+        for server in self.servers:
+            server.start_again()
+        until(lambda: len({str(self._well(server)) for server in self.servers} - {"False"}) == 1
+              and all(self._well(server) for server in self.servers), 30)
+
+    def _well(self, server: RedisServer) -> object:
+        """What this node says of who has which slots; nothing unless all is well there."""
+        try:
+            info = self.ask(server, "CLUSTER", "INFO")
+            nodes = self.ask(server, "CLUSTER", "NODES").decode().splitlines()
+        except redis.RedisError:
+            return False
+        if b"cluster_state:ok" not in info or len(nodes) != len(self.servers):
+            return False
+        if any("fail" in line.split()[2] or "handshake" in line.split()[2] for line in nodes):
+            return False
+        replicas = [server for line in nodes if "slave" in line.split()[2]]
+        if len(replicas) != len(self.replicas):
+            return False
+        role = self.ask(server, "ROLE")
+        if role[0] == b"slave" and role[3] != b"connected":
+            return False
+        return sorted((line.split()[0], *line.split()[8:]) for line in nodes if "master" in line.split()[2])
+
+    def _slots(self, server: RedisServer) -> Any:
+        try:
+            return self.ask(server, "CLUSTER", "SLOTS")
+        except redis.RedisError:
+            return None
+
+
+@contextmanager
+def running_cluster(program: str, folder: Path, *, replicas: int = 1) -> Iterator[RedisCluster]:
+    """Three masters with ``replicas`` each, which take over within about a second."""
+    options = ("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf", "--cluster-node-timeout", "1000")
+    options += ("--repl-diskless-sync-delay", "0")
+    servers = []
+    for number in range(3 + 3 * replicas):
+        (folder / str(number)).mkdir()
+        servers.append(RedisServer(program, folder / str(number), options=options))
+    cluster = RedisCluster(servers[:3], servers[3:])
+    try:
+        for server in servers:
+            server.start()
+        for number, master in enumerate(cluster.masters):
+            first, last = number * 5462, min((number + 1) * 5462, 16384) - 1
+            cluster.ask(master, "CLUSTER", "ADDSLOTSRANGE", first, last)
+        for number, server in enumerate(servers, start=1):
+            cluster.ask(server, "CLUSTER", "SET-CONFIG-EPOCH", number)
+        for server in servers[1:]:
+            cluster.ask(servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
+        until(lambda: all(len(cluster.ask(one, "CLUSTER", "NODES").splitlines()) == len(servers) for one in servers), 30)
+        for number, replica in enumerate(cluster.replicas):
+            name = cluster.ask(cluster.masters[number % 3], "CLUSTER", "MYID").decode()
+            until(lambda name=name, replica=replica: _accepted(cluster, replica, name), 20)
+        cluster.settle()
+        yield cluster
+    finally:
+        for server in servers:
+            server.stop()
+
+
+def _accepted(cluster: RedisCluster, replica: RedisServer, master: str) -> bool:
+    """A node can follow a master only when it has heard of it."""
+    try:
+        return bool(cluster.ask(replica, "CLUSTER", "REPLICATE", master))
+    except redis.ResponseError:
+        return False

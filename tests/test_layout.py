@@ -49,11 +49,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": VALUES | {"logs", "fastlane", "bodies", "incoming"},
     "pool": VALUES | {"logs"},
     "worker": VALUES | {"logs", "ops", "fastlane", "pool", "protocol"},
-    "site": MEANS | {"navigation", "same_origin", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn", "scrape"},
+    "site": MEANS | {
+        "navigation", "same_origin", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn", "scrape",
+    },
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
+    "cli_sessions": EVERYTHING,
     "wsgi": {"app"},
     "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }

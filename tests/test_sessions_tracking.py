@@ -26,6 +26,7 @@ from authservice.logs import Event
 from authservice.sessions import Entry, Forget, Watch, tracking
 from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
+from authservice.sessions.redis_access import Place
 from authservice.sessions.seal import store_key
 from tests.contracts import output, run_python
 from tests.programs import require
@@ -300,13 +301,13 @@ def test_a_server_that_hangs_is_noticed_within_50_ms_and_used_again(tmp_path: Pa
 def attempts_of(store: RedisStore) -> list[float]:
     """When the watch began to connect, each time."""
     attempts: list[float] = []
-    connection = store._connection_beside_the_pool
+    connection = store._access.connection
 
-    def connect() -> AbstractConnection:
+    def connect(place: Place, timeout: timedelta) -> AbstractConnection:
         attempts.append(time.monotonic())
-        return connection()
+        return connection(place, timeout)
 
-    store._connection_beside_the_pool = connect  # type: ignore[method-assign]
+    store._access.connection = connect  # type: ignore[method-assign]
     return attempts
 
 

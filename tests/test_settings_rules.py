@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -11,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
 )
 
+from authservice.sessions.redis import RedisStore
 from authservice.settings import examine, load
 from authservice.settings.names import strange_names
 from authservice.settings.table import ROWS
@@ -168,6 +171,16 @@ def test_private_key_jwt_needs_a_private_key() -> None:
             {"SESSION_STORE_REDIS_ADDR": "redis://h/1", "SESSION_STORE_REDIS_DB": "2"},
             "SESSION_STORE_REDIS_DB",
         ),
+        ({"SESSION_STORE_REDIS_ADDR": "a:1,b:1"}, "SESSION_STORE_REDIS_ADDR"),
+        ({"SESSION_STORE_REDIS_MODE": "cluster", "SESSION_STORE_REDIS_ADDR": "unix:///s"}, "SESSION_STORE_REDIS_ADDR"),
+        (
+            {"SESSION_STORE_REDIS_MODE": "cluster", "SESSION_STORE_REDIS_ADDR": "redis://a,b/1"},
+            "SESSION_STORE_REDIS_DB",
+        ),
+        (
+            {"SESSION_STORE_REDIS_ADDR": "rediss://a", "SESSION_STORE_REDIS_CLIENT_KEY": "/key.pem"},
+            "SESSION_STORE_REDIS_CLIENT_CERT",
+        ),
     ],
     ids=str,
 )
@@ -202,6 +215,9 @@ def test_settings_that_contradict_each_other(environ: dict[str, str], name: str)
         {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_PATH": ""},
         {"SESSION_STORE_TYPE": "filesystem", "SESSION_STORE_REDIS_ADDR": ""},
         {"SESSION_STORE_REDIS_ADDR": "redis://h/1", "SESSION_STORE_REDIS_DB": "1"},
+        {"SESSION_STORE_REDIS_MODE": "sentinel", "SESSION_STORE_REDIS_ADDR": "redis://a,b,c/3"},
+        {"SESSION_STORE_REDIS_MODE": "cluster", "SESSION_STORE_REDIS_ADDR": "a:1,b:1"},
+        {"SESSION_STORE_REDIS_ADDR": "rediss://a", "SESSION_STORE_REDIS_CLIENT_CERT": "/both.pem"},
     ],
     ids=str,
 )
@@ -221,6 +237,7 @@ def test_settings_that_go_together(environ: dict[str, str]) -> None:
             "redis://h?db=4&password=pw&username=ann&ssl_cert_reqs=none",
             ("redis://h?ssl_cert_reqs=none", "ann", "pw", 4),
         ),
+        ("redis://ann:p,w@h", ("redis://h", "ann", "p,w", 0)),
         ("unix:///run/redis.sock", ("unix:///run/redis.sock", "", "", 0)),
         ("unix://ann:pw@/run/redis.sock?db=2", ("unix:///run/redis.sock", "ann", "pw", 2)),
     ],
@@ -233,6 +250,28 @@ def test_redis_addresses_are_freed_of_credentials(address: str, wanted: tuple[st
         settings.session_store_redis_pwd.reveal(),
         settings.session_store_redis_db,
     )
+
+
+@pytest.mark.parametrize(
+    "address,wanted",
+    [
+        ("a:1, [::1]:2 ,c:3", ("a:1,[::1]:2,c:3", "", "", 0)),
+        ("redis://a,b:7000", ("redis://a,b:7000", "", "", 0)),
+        ("rediss://ann:pw@a:1,b:2,c:3/4", ("rediss://a:1,b:2,c:3", "ann", "pw", 4)),
+        ("rediss://a:1,rediss://b:2?ssl_check_hostname=false", ("rediss://a:1,b:2?ssl_check_hostname=false", "", "", 0)),
+    ],
+)
+def test_several_redis_addresses(address: str, wanted: tuple[str, str, str, int]) -> None:
+    settings = loaded(
+        SESSION_STORE_TYPE="redis", SESSION_STORE_REDIS_MODE="sentinel", SESSION_STORE_REDIS_ADDR=address
+    )
+    assert wanted == (
+        settings.session_store_redis_addr,
+        settings.session_store_redis_username,
+        settings.session_store_redis_pwd.reveal(),
+        settings.session_store_redis_db,
+    )
+    assert RedisStore(settings.session_store_redis_addr, now=datetime.now, mode="sentinel")
 
 
 # --- warnings --------------------------------------------------------------------------------
@@ -257,6 +296,8 @@ def test_redis_addresses_are_freed_of_credentials(address: str, wanted: tuple[st
             {"WEB_SERVER_THEMES_URL": "X"},
             "WEB_SERVER_THEMES_URL: not read any more. Today's setting is THEMES_URL.",
         ),
+        ({"SESSION_STORE_REDIS_MASTER": "m"}, "SESSION_STORE_REDIS_MASTER: has no effect without SESSION_STORE_REDIS_MODE"),
+        ({"SESSION_STORE_REDIS_CA_BUNDLE": "/ca"}, "SESSION_STORE_REDIS_CA_BUNDLE: has no effect without a rediss://"),
         ({"SESSION_MAXAGE": "1"}, "SESSION_MAXAGE: has no effect. Did you mean SESSION_MAX_AGE?"),
         ({"OIDC_SCOPE": "a"}, "OIDC_SCOPE: has no effect. Did you mean OIDC_SCOPES?"),
         ({"REDIRECT_URI": "/"}, "REDIRECT_URI: has no effect. Did you mean REDIRECT_URL?"),

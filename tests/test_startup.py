@@ -54,6 +54,25 @@ def test_the_certificates_of_a_further_issuer(tmp_path: Path) -> None:
     assert line.startswith("BEARER_ISSUERS: ca_bundle of https://ci.example: ") and "No such file" in line
 
 
+def test_certificates_for_redis(tmp_path: Path) -> None:
+    authority, good, bad = trustme.CA(), tmp_path / "ca.pem", tmp_path / "bad.pem"
+    authority.cert_pem.write_to_path(str(good))
+    ours, pair = authority.issue_cert("authservice"), tmp_path / "pair.pem"
+    ours.private_key_and_cert_chain_pem.write_to_path(str(pair))
+    key, other = tmp_path / "key.pem", tmp_path / "other.pem"
+    ours.private_key_pem.write_to_path(str(key))
+    authority.issue_cert("other").private_key_pem.write_to_path(str(other))
+    bad.write_text("no certificate")
+    tls = {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": "rediss://redis.example"}
+    ca, cert, private = (f"SESSION_STORE_REDIS_{name}" for name in ("CA_BUNDLE", "CLIENT_CERT", "CLIENT_KEY"))
+    assert startup.problems(settings(tmp_path, **tls, **{ca: str(good), cert: str(pair)})) == ()
+    assert startup.problems(settings(tmp_path, **tls, **{cert: str(pair), private: str(key)})) == ()
+    for wrong in ({ca: str(bad)}, {ca: "/no/ca"}):
+        assert only_problem(tmp_path, **tls, **wrong).startswith(f"{ca}: ")
+    for wrong in ({cert: str(good)}, {cert: str(pair), private: str(other)}, {cert: "/no/cert"}):
+        assert only_problem(tmp_path, **tls, **wrong).startswith(f"{cert}: ")
+
+
 def test_a_private_key_that_cannot_be_read(tmp_path: Path) -> None:
     body = "MIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcwggSjAgEA"
     broken = f"-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n"

@@ -19,14 +19,21 @@ from authservice.urls import canonical_path, parse_authority
 
 def split_url(text: str) -> SplitResult:
     """A URL's parts. Raises ValueError for what no client would read the same way."""
-    if re.search(r"[^\x21-\x7e]|\\", text):
-        raise ValueError("blanks, backslashes, control characters or characters outside ASCII")
+    parts = _printable_parts(text)
     try:
-        parts = urlsplit(text)
         parts.port  # noqa: B018 - reading it is what checks it
     except ValueError:
         raise ValueError("not a URL") from None
     return parts
+
+
+def _printable_parts(text: str) -> SplitResult:
+    if re.search(r"[^\x21-\x7e]|\\", text):
+        raise ValueError("blanks, backslashes, control characters or characters outside ASCII")
+    try:
+        return urlsplit(text)
+    except ValueError:
+        raise ValueError("not a URL") from None
 
 
 def _absolute(text: str) -> SplitResult:
@@ -160,36 +167,49 @@ class RedisAddress:
 REDIS_DB = whole(0, 65535, "a database number")
 
 
+def _redis_prefix(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:/-]{1,64}", text):
+        raise ValueError("empty, too long, or with other characters")
+    return text
+
+
+REDIS_PREFIX = Kind(_redis_prefix, "1 to 64 letters, digits or `.` `_` `:` `/` `-`")
+
+
 def _redis(text: str) -> RedisAddress:
+    text = re.sub(" *, *", ",", text)
     if "://" not in text:
-        parts = split_url(f"redis://{text}")
-        if not parts.hostname or parts.port is None or parts.path or parts.query or "@" in parts.netloc:
-            raise ValueError("neither host:port nor a URL")
+        for host in text.split(","):
+            parts = split_url(f"redis://{host}")
+            if not parts.hostname or parts.port is None or parts.path or parts.query or "@" in parts.netloc:
+                raise ValueError("neither host:port nor a URL")
         return RedisAddress(text)
-    parts = split_url(text)
+    scheme = text.partition("://")[0]
+    parts = _printable_parts(text.replace(f",{scheme}://", ","))
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if parts.scheme not in ("redis", "rediss", "unix"):
+    if scheme not in ("redis", "rediss", "unix"):
         raise ValueError("a URL of another scheme")
-    if parts.scheme == "unix" and not parts.path.startswith("/"):
+    credentials, _, hosts = parts.netloc.rpartition("@")
+    if scheme == "unix" and not parts.path.startswith("/"):
         raise ValueError("a URL without the socket's path")
-    if parts.scheme != "unix" and not parts.hostname:
+    if scheme != "unix" and not all(split_url(f"redis://{host}").hostname for host in hosts.split(",")):
         raise ValueError("a URL without a host")
-    in_path = "" if parts.scheme == "unix" else parts.path.strip("/")
+    in_path = "" if scheme == "unix" else parts.path.strip("/")
     db = query.pop("db", None) or in_path or None
-    username = query.pop("username", None) or unquote(parts.username or "")
-    password = query.pop("password", None) or unquote(parts.password or "")
-    bare = parts._replace(
-        netloc=parts.netloc.rpartition("@")[2],
-        path=parts.path if parts.scheme == "unix" else "",
-        query=urlencode(query),
-    )
-    address = urlunsplit(bare)
-    if parts.scheme == "unix":  # an empty host is not kept by every version of urlunsplit
-        address = f"unix://{bare.path}" + (f"?{bare.query}" if bare.query else "")
+    user, _, secret = credentials.partition(":")
+    username = query.pop("username", None) or unquote(user)
+    password = query.pop("password", None) or unquote(secret)
+    place = parts.path if scheme == "unix" else hosts
+    address = f"{scheme}://{place}" + (f"?{urlencode(query)}" if query else "")
     number = None if db is None else REDIS_DB.parse(db)
     return RedisAddress(address, username, Secret(password), number)
 
 
 REDIS = optional(
-    Kind(_redis, "host:port, or a `redis://`, `rediss://` (TLS) or `unix://` URL"), absent=RedisAddress("")
+    Kind(
+        _redis,
+        "host:port, or a `redis://`, `rediss://` (TLS) or `unix://` URL; several hosts separated by commas for "
+        "Sentinels or a cluster",
+    ),
+    absent=RedisAddress(""),
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
+from authservice.settings import redis_rules
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
 from authservice.settings.issuers import BearerIssuer
@@ -237,6 +238,7 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
     the_store_has_a_place,
     check_prefix_is_not_ours,
     further_issuers_are_others,
+    *redis_rules.PROBLEMS,
 )
 
 # --- warnings --------------------------------------------------------------------------------
@@ -416,4 +418,5 @@ WARNINGS: tuple[Callable[..., Lines], ...] = (
     secure_on_http,
     idle_longer_than_age,
     prefix_for_nobody,
+    *redis_rules.WARNINGS,
 )

@@ -232,9 +232,14 @@ class Declared:
     session_store_path: Path = _session(
         kinds.PATH, "/var/lib/authservice/data.db", "The file (SQLite) of the `filesystem` store.",
     )
+    session_store_redis_mode: Literal["standalone", "sentinel", "cluster"] = _session(
+        kinds.choice("standalone", "sentinel", "cluster"), "standalone",
+        "How Redis runs: one server, one of several that Sentinels name, or a cluster.",
+    )
     session_store_redis_addr: str = _session(
         addresses.REDIS, "127.0.0.1:6379",
-        "Where Redis is. User name, password and database may also be part of a URL.",
+        "Where Redis is: the server, the Sentinels, or some nodes of the cluster. User name, password and "
+        "database may also be part of a URL.",
         example="rediss://sessions@redis.example.com:6379/0", secret=True,
     )
     session_store_redis_username: str = _session(
@@ -242,6 +247,33 @@ class Declared:
     )
     session_store_redis_pwd: Secret = _session(kinds.SECRET, "", "The password at Redis.", secret=True)
     session_store_redis_db: int = _session(addresses.REDIS_DB, "0", "The number of the database in Redis.")
+    session_store_redis_master: str = _session(
+        kinds.SOME_TEXT, "mymaster", "The name under which the Sentinels know the master.",
+    )
+    session_store_redis_sentinel_username: str = _session(
+        kinds.TEXT, "", "The user name at the Sentinels, which is not the one at Redis.", otherwise="the default user",
+    )
+    session_store_redis_sentinel_pwd: Secret = _session(
+        kinds.SECRET, "", "The password at the Sentinels.", secret=True,
+    )
+    session_store_redis_ca_bundle: Path | None = _session(
+        kinds.optional(kinds.PATH, None), "",
+        "Certificates (PEM) trusted in addition to the system's, for Redis and its Sentinels over TLS.",
+        otherwise="those of `CA_BUNDLE`", example="/etc/ssl/redis-ca.pem",
+    )
+    session_store_redis_client_cert: Path | None = _session(
+        kinds.optional(kinds.PATH, None), "",
+        "Our certificate (PEM) for Redis and its Sentinels over TLS.", otherwise="none",
+    )
+    session_store_redis_client_key: Path | None = _session(
+        kinds.optional(kinds.PATH, None), "", "Its private key (PEM, without passphrase).",
+        otherwise="in the certificate's file",
+    )
+    session_store_redis_key_prefix: str = _session(
+        addresses.REDIS_PREFIX, "authservice:",
+        "What all our keys in Redis begin with. Services that share a Redis need different ones, of which "
+        "none is the beginning of another.",
+    )
     session_max_age: timedelta = _session(
         kinds.seconds(), "86400", "How long a login lasts at most, in seconds.",
     )
