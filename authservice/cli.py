@@ -1,7 +1,8 @@
-"""The ``authservice`` command: for those who set the service up.
+"""The ``authservice`` command: for those who set the service up and run it.
 
 ``check-config`` reads this environment as a start would and says everything that is wrong with it;
-``settings`` shows the table of all settings. Serving is gunicorn's work, not this command's.
+``settings`` shows the table of all settings; ``sessions`` is `authservice.cli_sessions`. Serving is
+gunicorn's work, not this command's.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from authservice import __version__, startup
+from authservice import __version__, cli_sessions, startup
 from authservice.settings import Settings, examine, show
 
 OK, USAGE_OR_PROBLEMS = 0, 2
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Runs one command; the exit status is 0, or 2 when something is wrong."""
+    """Runs one command; the exit status is 0, or 2 when something is wrong (``sessions`` has more)."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "check-config":
         return check_config(environ)
+    if arguments.command == "sessions":
+        return cli_sessions.run(arguments, environ)
     return show_settings(arguments.markdown, arguments.write)
 
 
@@ -48,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "--write", type=Path, metavar="FILE",
         help=f"with --markdown: put the tables into FILE, between {show.BEGIN} and {show.END}",
     )
+    cli_sessions.add_to(commands)
     return parser
 
 

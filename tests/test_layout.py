@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "cli_sessions": EVERYTHING,
+    "cli_sessions": EVERYTHING,
     "wsgi": {"app"},
     "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }

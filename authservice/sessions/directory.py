@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from authservice.sessions import Labelled, Store
 from authservice.sessions.labels import About, Labels
@@ -85,6 +85,14 @@ class Directory:
 
     def _known(self, labelled: Labelled) -> Known:
         return Known(public_id(labelled.key), labelled.expires, self._labels.read(labelled))
+
+
+def deadline(known: Known, max_age: timedelta, idle_timeout: timedelta | None) -> datetime:
+    """When the session ends if nobody is seen again, by the limits of `sessions.live`."""
+    if known.about is None:
+        return known.expires
+    limit = min(known.expires, known.about.created + max_age)
+    return min(limit, known.about.last_seen + idle_timeout) if idle_timeout else limit
 
 
 def _age(known: Known) -> tuple[datetime, str]:
