@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import random
 import sqlite3
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from threading import Thread
@@ -18,7 +19,8 @@ from typing import Any
 import pytest
 
 from authservice.errors import StoreDown
-from authservice.sessions import Label, sqlite_file, sqlite_sweep, to_microseconds
+from authservice.sessions import Label, Labelled, sqlite_file, sqlite_sweep, to_microseconds
+from authservice.sessions.filesystems import network_file_system
 from authservice.sessions.sqlite import SqliteStore
 from authservice.sessions.sqlite_file import BUSY_TIMEOUT
 from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
@@ -207,7 +209,7 @@ def test_a_file_of_a_newer_version_is_not_written(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 1000")
     store = SqliteStore(file, Clock())
     assert store.path == file
-    with pytest.raises(StoreDown, match="newer"):
+    with pytest.raises(StoreDown, match="newer.*start that version again"):
         store.ping()
 
 
@@ -237,6 +239,176 @@ def test_b61_a_start_waits_for_another_start_but_not_for_ever(
         store.ping()
     assert list(tmp_path.iterdir()) == []
     os.close(other)
+    assert works(store)
+
+
+# --- an earlier version's file ------------------------------------------------------------------
+
+EARLIER = (
+    "CREATE TABLE entries"
+    " (key TEXT PRIMARY KEY, value BLOB NOT NULL, version INTEGER NOT NULL, expires INTEGER NOT NULL)",
+    "CREATE INDEX entries_by_expiry ON entries (expires)",
+    "CREATE TABLE probe (id INTEGER PRIMARY KEY CHECK (id = 1), at INTEGER NOT NULL)",
+    f"PRAGMA application_id = {int.from_bytes(b'AuSv', 'big')}",
+    "PRAGMA user_version = 1",
+)
+EARLIER_SAVES = (
+    "INSERT INTO entries (key, value, version, expires) VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE"
+    " SET value = excluded.value, version = excluded.version, expires = excluded.expires"
+)
+
+
+@contextlib.contextmanager
+def earlier(file: Path) -> Iterator[sqlite3.Connection]:
+    """A process of the first version: its file, and a connection that it keeps."""
+    with contextlib.closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("PRAGMA journal_mode = WAL")
+        for statement in EARLIER:
+            connection.execute(statement)
+        yield connection
+
+
+def test_an_earlier_versions_file_is_brought_up_to_date_under_its_running_process(tmp_path: Path) -> None:
+    """Sessions stay, and the earlier process goes on; what it ends and lets expire takes labels along."""
+    clock = Clock()
+    soon = to_microseconds(clock() + MINUTE)
+    with earlier(tmp_path / "sessions.db") as before:
+        before.execute(EARLIER_SAVES, ("old", b"value", 1, soon))
+        store = SqliteStore(tmp_path / "sessions.db", clock)
+        entry = store.load("old")
+        assert entry is not None and (entry.value, entry.version) == (b"value", 1)
+        store.save("new", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+        before.execute(EARLIER_SAVES, ("theirs", b"value", 2, soon))
+        before.execute(EARLIER_SAVES, ("new", b"newer", 3, soon + 1_000_000))
+        assert store.label("new") == Labelled("new", b"about", clock() + MINUTE + timedelta(seconds=1))
+        assert store.load("theirs") is not None and store.find("tag") == ["new"]
+        before.execute("DELETE FROM entries WHERE key = 'new' AND expires > 0")
+        assert store.find("tag") == [] and store.label("new") is None
+    assert rows(store.path, "labels") == rows(store.path, "tags") == 0
+    with contextlib.closing(sqlite3.connect(store.path)) as there:
+        assert there.execute("PRAGMA user_version").fetchone() == (sqlite_file.SCHEMA_VERSION,)
+    assert works(store)
+
+
+def test_b62_many_processes_may_bring_one_file_up_to_date_at_once(tmp_path: Path) -> None:
+    with earlier(tmp_path / "sessions.db") as before:
+        before.execute(EARLIER_SAVES, ("old", b"value", 1, to_microseconds(Clock()() + MINUTE)))
+        code = SCRIPT + (
+            "sys.stdin.readline()\n"
+            "store = SqliteStore(sys.argv[1], now)\n"
+            "store.ping()\n"
+            "print(store.load('old').value.decode(), store.save('one', b'x', soon, if_absent=True))\n"
+        )
+        processes = [run_python(code, str(tmp_path / "sessions.db")) for _ in range(5)]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        assert sorted(output(process) for process in processes) == ["value False"] * 4 + ["value True"]
+    assert sound(tmp_path / "sessions.db")
+
+
+def test_an_earlier_file_that_is_put_back_is_brought_up_to_date_as_well(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    with earlier(tmp_path / "backup.db") as before:
+        before.execute(EARLIER_SAVES, ("old", b"value", 1, to_microseconds(clock() + MINUTE)))
+    store.close()
+    os.replace(tmp_path / "backup.db", store.path)
+    assert store.load("old") is not None
+    store.save("new", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+    assert store.find("tag") == ["new"]
+
+
+# --- what an operator is told -------------------------------------------------------------------
+
+
+def test_an_inspection_tells_what_is_there(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    store.save("session", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+    store.save("mark", b"value", clock() + MINUTE)
+    put(store.path, 3)
+    inspection = store.inspect()
+    facts = inspection.facts
+    assert (facts["file"], facts["schema"]) == (str(store.path), sqlite_file.SCHEMA_VERSION)
+    assert (facts["sessions with a label"], facts["entries (sessions, used-up login marks)"]) == (1, 2)
+    assert facts["expired and not yet removed"] == 3
+    assert facts["examination"] == "integrity_check"
+    assert store.inspect(thorough=False).facts["examination"] == "quick_check"
+    (problem,) = inspection.problems
+    assert "still there" in problem, "nobody has swept since 1970"
+    while store.sweep():
+        pass
+    assert store.inspect().problems == ()
+
+
+def test_an_inspection_finds_what_is_damaged(tmp_path: Path) -> None:
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    for number in range(300):
+        store.save(f"key-{number}", os.urandom(500), clock() + MINUTE)
+    store.close()
+    content = bytearray(store.path.read_bytes())
+    middle = len(content) // 2 // 4096 * 4096
+    content[middle : middle + 40_960] = random.Random(1).randbytes(40_960)
+    store.path.write_bytes(content)
+    problems = SqliteStore(store.path, clock).inspect().problems
+    assert problems and all("restore or recover" in problem for problem in problems)
+
+
+def test_every_failure_says_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "sessions.db"
+    words = {
+        sqlite3.OperationalError("database or disk is full"): "make room",
+        sqlite3.OperationalError("attempt to write a readonly database"): "let the service's user write",
+        sqlite3.OperationalError("unable to open database file"): "read and write",
+        sqlite3.OperationalError("database is locked"): "another program",
+        sqlite3.DatabaseError("database disk image is malformed"): "recover",
+        OSError(errno.EROFS, "Read-only file system"): "mount",
+        OSError(errno.ENOSPC, "No space left on device"): "make room",
+    }
+    for error, advice in words.items():
+        assert advice in str(sqlite_file.store_down(file, error))
+    assert str(sqlite_file.store_down(file, ValueError("odd"))).endswith("odd")
+
+
+MOUNTS = """\
+22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
+40 22 0:40 / /data rw,relatime - nfs4 server:/export rw,vers=4.2
+41 22 0:41 / /data/local rw,relatime shared:2 master:3 - xfs /dev/vdb rw
+42 22 0:42 / /with\\040blank rw - fuse.sshfs me@host: rw
+43 22 0:43 / /over rw - cifs //server/share rw
+44 22 0:44 / /over rw - tmpfs tmpfs rw
+nonsense
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("/var/lib/sessions.db", ""),
+        ("/data/sessions.db", "nfs4"),
+        ("/data/deep/er/sessions.db", "nfs4"),
+        ("/data/local/sessions.db", ""),
+        ("/database/sessions.db", ""),
+        ("/with blank/sessions.db", "sshfs"),
+        ("/over/sessions.db", ""),
+    ],
+)
+def test_a_network_file_system_is_known_as_one(tmp_path: Path, file: str, kind: str) -> None:
+    (tmp_path / "mountinfo").write_text(MOUNTS)
+    assert network_file_system(Path(file), tmp_path / "mountinfo") == kind
+    assert network_file_system(Path(file), tmp_path / "nothing") == ""
+
+
+def test_an_operator_is_told_that_the_file_is_on_a_network_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_file, "network_file_system", lambda file: "nfs4")
+    store = SqliteStore(tmp_path / "sessions.db", Clock())
+    (notice,) = store.notices
+    assert "nfs4" in notice and "does not support" in notice and str(store.path) in notice
     assert works(store)
 
 

@@ -26,6 +26,9 @@ from authservice.sessions.filesystems import network_file_system
 BUSY_TIMEOUT = timedelta(seconds=2)
 """How long a statement waits for another process's write."""
 
+AUTOCHECKPOINT = 1000
+"""Pages in the log from which on whoever commits carries them into the database (SQLite's own default)."""
+
 SCHEMA_VERSION = 2
 
 FileId = tuple[int, int]

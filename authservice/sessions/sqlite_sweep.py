@@ -11,13 +11,13 @@ import sqlite3
 import time
 from collections.abc import Iterator
 
-from authservice.sessions.sqlite_file import transaction
+from authservice.sessions.sqlite_file import AUTOCHECKPOINT
 
 STEP = 0.0015
 """Seconds for which a step should hold the file."""
 
-REST = 0.006
-"""Seconds between steps at least; longer after a step that took longer."""
+REST = 0.004
+"""Seconds between steps at least, so that a third try always succeeds; longer after a longer step."""
 
 TURN = 0.5
 """Seconds for which one sweep goes on at most, about."""
@@ -25,13 +25,13 @@ TURN = 0.5
 MOST = 200
 """Entries that one step removes at most."""
 
-_FIRST = 8
+_FIRST = 4
 _LEASE = 5_000_000
 """Microseconds for which a process that sweeps is left to it, were it to die on the way."""
 
-_CHECKPOINT_EVERY = 16
-"""Steps. What they wrote goes into the database then, before it is so much that another writer's
-commit would have to do it."""
+_CHECKPOINT_AFTER = 48
+"""Entries removed: about 600 pages of the log. More than that and a commit of somebody else's, who
+waits for it, would have to carry the log into the database."""
 
 _STEP = (
     "DELETE FROM entries WHERE rowid IN"
@@ -44,25 +44,32 @@ class Pace:
 
     def __init__(self) -> None:
         self.size = _FIRST
-        self._took = 0.0
-        self._number = 0
+        self._took = self._carried = 0.0
+        self._in_the_log = 0
 
-    def steps(self) -> Iterator[int]:
-        """One number for each step of one turn, with rests in between."""
+    def steps(self) -> Iterator[None]:
+        """Once for each step of one turn, with rests in between."""
         end = time.monotonic() + TURN
         while True:
-            self._number += 1
-            yield self._number
+            yield
             if time.monotonic() >= end:
                 return
-            time.sleep(max(REST, 3 * self._took))
+            time.sleep(max(REST, 2 * self._took, 4 * self._carried))
 
-    def checkpoint_is_due(self) -> bool:
-        return self._number % _CHECKPOINT_EVERY == 0
+    def learn(self, removed: int, took: float) -> bool:
+        """What a step did, in seconds, waiting included; whether the log is to be carried over now."""
+        self._took, self._carried = took, 0.0
+        if took > STEP:
+            self.size = max(1, self.size * 2 // 3)
+        elif took < STEP / 2:
+            self.size = min(MOST, self.size + 1)
+        self._in_the_log += removed
+        return self._in_the_log >= _CHECKPOINT_AFTER
 
-    def learn(self, took: float) -> None:
-        self._took = took
-        self.size = max(1, min(MOST, 2 * self.size, int(self.size * STEP / max(took, 1e-6))))
+    def carried_over(self, took: float) -> None:
+        """The disk was kept busy for so many seconds, in which commits are slow on some file systems."""
+        self._carried = took
+        self._in_the_log = 0
 
 
 def take_turn(connection: sqlite3.Connection, now: int) -> int | None:
@@ -84,13 +91,18 @@ def end_turn(connection: sqlite3.Connection, turn: int) -> None:
 
 
 def sweep_step(connection: sqlite3.Connection, now: int, pace: Pace) -> int:
-    """One step; how many entries it removed. Raises sqlite3.Error."""
+    """One step; how many entries it removed. Raises sqlite3.Error.
+
+    One statement, so that nothing of Python comes between the moments in which the file is taken and
+    let go. What it wrote goes into the database afterwards, by a call that holds nobody up.
+    """
     connection.execute("PRAGMA wal_autocheckpoint = 0")
-    with transaction(connection):
+    began = time.monotonic()
+    removed = connection.execute(_STEP, (now, pace.size)).rowcount
+    took = time.monotonic() - began
+    connection.execute(f"PRAGMA wal_autocheckpoint = {AUTOCHECKPOINT}")
+    if pace.learn(removed, took):
         began = time.monotonic()
-        removed = connection.execute(_STEP, (now, pace.size)).rowcount
-    pace.learn(time.monotonic() - began)
-    connection.execute("PRAGMA wal_autocheckpoint = 1000")
-    if pace.checkpoint_is_due():
         connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        pace.carried_over(time.monotonic() - began)
     return removed
