@@ -20,9 +20,10 @@ from flask import Flask, Request, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from authservice import authenticators, judge, logs, site, startup
+from authservice import authenticators, doors, judge, logs, site, startup, upkeep
 from authservice.authz import Authorizer, external
 from authservice.authz.groups import GroupsAuthorizer
+from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
 from authservice.errors import AuthServiceError
@@ -36,6 +37,7 @@ from authservice.oidc.metadata import Overrides
 from authservice.oidc.provider import Provider
 from authservice.ops import Counts, Metric, Readiness
 from authservice.outbound import Http
+from authservice.pages import Pages
 from authservice.pipeline import Pipeline
 from authservice.scrape import Ledger
 from authservice.sessions import Store
@@ -75,7 +77,8 @@ class Service:
     """Everything that serves, put together."""
 
     judge: judge.Judge
-    site: site.Site
+    doors: doors.Doors
+    pages: Pages
     readiness: Readiness
     provider: Provider
     store: Store
@@ -193,35 +196,17 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         counts=counts,
         log_allowed=settings.log_allowed,
     )
-    serving = site.Site(
-        flow=flow,
-        entrance=entrance,
-        rounds=rounds,
-        sessions=sessions,
-        revoke=client.revoke,
-        claim_rules=claim_rules,
-        headers=headers,
-        return_addresses=return_addresses,
-        trust=trust,
-        secure=secure,
-        pages=pages,
-        rules=site.SiteRules(
-            prefix_path=settings.prefix_path,
-            homepage_url=settings.homepage_url,
-            after_logout_url=settings.after_logout_url,
-            login_path=settings.login_path,
-            auth_header=settings.auth_header,
-            origin_header_tells="nginx" in settings.gateway,
-            same_site_strict=settings.session_same_site == "Strict",
-            session_max_age=settings.session_max_age,
+    opened = doors.build(
+        settings,
+        doors.Parts(
+            flow, entrance, rounds, provider, client, sessions, directory, claim_rules, headers, return_addresses,
+            trust, secure, pages, now, counts,
         ),
-        now=now,
-        counts=counts,
     )
     readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
     return Service(
-        judging, serving, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules, secure, trust,
-        counts, Ledger(counts),
+        judging, opened, pages, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules,
+        secure, trust, counts, Ledger(counts),
     )
 
 
@@ -328,7 +313,7 @@ def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now
     notes = (
         *settings.warnings,
         *startup.kubernetes_warnings(settings),
-        *service.site.pages.warnings,
+        *service.pages.warnings,
         *service.store.notices,
     )
     for note in notes:
@@ -395,24 +380,27 @@ def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) ->
         return service.secure(service.trust.scheme(judge.parts_of(flask.request.environ)))
 
     app.session_interface = SessionInterface(app, service.sessions, service.cookie_rules, secure_now)
-    doors = {"callback": service.site.callback, "login": service.site.login, "logout": service.site.logout}
-    paths = {"callback": settings.callback_path, "login": settings.login_path, "logout": settings.logout_path}
-    app.register_blueprint(judge.blueprint(service.judge, doors, JUDGE))
-    app.register_blueprint(site.blueprint(service.site, service.readiness, paths, settings.prefix_path, SITE))
+    opened = service.doors
+    app.register_blueprint(judge.blueprint(service.judge, opened.on_judge, JUDGE))
+    app.register_blueprint(
+        site.blueprint(
+            service.pages, opened.browsers, service.readiness, opened.on_site, settings.prefix_path, SITE
+        )
+    )
     app.register_blueprint(site.probe_blueprint(service.readiness, service.ledger, PROBE))
 
     def http_error(error: HTTPException) -> Response:
         sentences = {404: "There is nothing at this address.",
                      405: "This address does not take this kind of request."}
-        answer = service.site.error_page(error.code or 500, sentences.get(error.code or 500, "That did not work."))
+        answer = opened.browsers.error_page(error.code or 500, sentences.get(error.code or 500, "That did not work."))
         if isinstance(error, MethodNotAllowed):
             answer.headers["Allow"] = ", ".join(sorted(error.valid_methods or ()))
         return answer
 
     def unexpected(error: Exception) -> Response:
         service.counts.add(Metric.UNEXPECTED)
-        log.error(Event.UNEXPECTED.value, exc_info=error, extra=site.request_log_fields())
-        return service.site.error_page(500, AuthServiceError.public)
+        log.error(Event.UNEXPECTED.value, exc_info=error, extra=request_log_fields())
+        return opened.browsers.error_page(500, AuthServiceError.public)
 
     app.register_error_handler(HTTPException, http_error)
     app.register_error_handler(Exception, unexpected)

@@ -23,8 +23,11 @@ came from a provider or a client.
         ├── NotReady             the provider's metadata is not known (yet)
         │   └── ProviderMisdescribed 502   it answers, but with metadata that cannot be used
         ├── ProviderBusy         the provider asks to try again later
+        ├── ProviderDown         it answers that it does not work, or is known not to
+        │   └── ClientRefused    it does not accept the service's own credentials
         ├── TooManyLogins        more at once than one process finishes
         ├── TooManyChecks        more tokens at once than one process asks about
+        ├── TooManyNotices       more logout notices at once than threads may be spent on
         ├── ClusterDown          the Kubernetes API server gives no verdict about a token
         ├── StoreDown            the session store does not answer
         └── AuthorizerDown       the external authorizer gives no verdict
@@ -52,8 +55,11 @@ class Reason(str, Enum):
     PROVIDER_WRONG = "provider_answer_unacceptable"
     PROVIDER_SILENT = "provider_silent"
     PROVIDER_BUSY = "provider_busy"
+    PROVIDER_DOWN = "provider_down"
+    CLIENT_REFUSED = "client_refused"
     TOO_MANY_LOGINS = "too_many_logins"
     TOO_MANY_CHECKS = "too_many_checks"
+    TOO_MANY_NOTICES = "too_many_notices"
     NOT_READY = "not_ready"
     STORE_DOWN = "store_down"
     AUTHORIZER_DOWN = "authorizer_down"
@@ -186,6 +192,19 @@ class ProviderBusy(Unavailable):
     public = "The identity provider asks you to try again in a moment."
 
 
+class ProviderDown(Unavailable):
+    """The provider answers with a server error, or is known not to work. Sessions are left alone."""
+
+    reason = Reason.PROVIDER_DOWN
+    public = "The identity provider cannot be asked at the moment. Please try again shortly."
+
+
+class ClientRefused(ProviderDown):
+    """The provider does not accept the service's own credentials: somebody has to mend its settings."""
+
+    reason = Reason.CLIENT_REFUSED
+
+
 class ClusterDown(Unavailable):
     """The Kubernetes API server cannot be asked about a token."""
 
@@ -205,6 +224,13 @@ class TooManyChecks(Unavailable):
 
     reason = Reason.TOO_MANY_CHECKS
     public = "Your token cannot be checked at the moment. Please try again shortly."
+
+
+class TooManyNotices(Unavailable):
+    """More of the provider's logout notices at once than threads may be spent on: to be sent again."""
+
+    reason = Reason.TOO_MANY_NOTICES
+    public = "The session could not be ended at this moment. Please try again shortly."
 
 
 class StoreDown(Unavailable):

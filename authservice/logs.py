@@ -45,9 +45,14 @@ class Event(str, Enum):
     LOGIN_REFUSED = "login_refused"
     LOGGED_OUT = "logged_out"
     LOGOUT_REFUSED = "logout_refused"
+    NOTICE_REFUSED = "logout_notice_refused"
     NOT_REVOKED = "tokens_not_revoked"
     REVIEWS_FORBIDDEN = "token_reviews_forbidden"
     INVALIDATION_REFUSED = "session_invalidation_refused"
+    OUTAGE_BEGAN = "provider_outage_began"
+    OUTAGE_OVER = "provider_outage_over"
+    SESSION_OVER = "session_ended_by_provider"
+    SESSIONS_LOST = "new_tokens_lost"
     UNEXPECTED = "unexpected_error"
 
 

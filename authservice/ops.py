@@ -45,8 +45,20 @@ def is_ready(report: dict[str, str]) -> bool:
     return all(state == OK for state in report.values())
 
 
+class EndedBy(str, Enum):
+    """Who asked for the end of a session."""
+
+    BEARER = "bearer"
+    BROWSER = "browser"
+    BACK_CHANNEL = "back_channel"
+    FRONT_CHANNEL = "front_channel"
+
+
 _METHODS = (*(method.value for method in AuthMethod), OPEN)
 _REASONS = tuple(reason.value for reason in Reason)
+
+
+QUESTIONS = ("refresh", "validation")
 
 
 class Metric(Enum):
@@ -58,11 +70,19 @@ class Metric(Enum):
     LOGINS_BEGUN = ("logins_begun_total", "Redirects to the provider")
     LOGINS_FINISHED = ("logins_finished_total", "Logins that succeeded")
     LOGINS_REFUSED = ("logins_refused_total", "Logins that failed", "reason", _REASONS)
-    LOGOUTS = ("logouts_total", "Logouts")
+    LOGOUTS = ("logouts_total", "Logouts", "by", tuple(by.value for by in EndedBy))
+    NOTICES_REFUSED = ("logout_notices_refused_total", "Logout notices of the provider that nothing was done about", "by",
+                       (EndedBy.BACK_CHANNEL.value, EndedBy.FRONT_CHANNEL.value))
     SESSION_HITS = ("live_session_hits_total", "Sessions found in memory")
     SESSION_MISSES = ("live_session_misses_total", "Sessions looked for in the store")
     SESSION_INVALIDATIONS = ("live_session_invalidations_total", "Changes that dropped a session in memory, or all of them")
     BEARER_HITS = ("bearer_cache_hits_total", "Verdicts about bearer tokens found in memory")
+    REFRESHES = ("refreshes_total", "Refreshes that brought new tokens")
+    REFRESH_FAILURES = ("refresh_failures_total", "Refreshes that brought none, without ending the session", "reason", _REASONS)
+    SESSIONS_ENDED = ("sessions_ended_by_provider_total", "Sessions that the provider lets go on no longer, by the question that told", "question", QUESTIONS)
+    VALIDATIONS = ("session_validations_total", "Questions whether a session still holds, by what came of them", "outcome", ("holds", "over", "unknown"))
+    PROVIDER_OUTAGE = ("provider_outage", "Workers for which the provider does not work now")
+    SESSIONS_UNSAVED = ("sessions_unsaved", "Sessions whose new tokens the store did not take yet")
     STORE_FAILURES = ("store_failures_total", "Questions to the session store that brought no answer")
     PROVIDER_FAILURES = ("provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx")
     POOL_REFUSALS = ("pool_refusals_total", "Requests answered 503 because too many were waiting for a thread")

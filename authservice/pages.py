@@ -350,6 +350,16 @@ class _Frontend(dict[str, str]):
         return ""
 
 
+def framed(text: str, ancestors: Sequence[str]) -> Page:
+    """A page that only pages of these origins may show in a frame, and that loads nothing at all."""
+    allowed = " ".join(ancestors) or "'none'"
+    policy = f"default-src 'none'; base-uri 'none'; form-action 'none'; frame-ancestors {allowed}"
+    body = f"<!doctype html><meta charset=utf-8><title>{text}</title><p>{text}" if text else ""
+    # Without X-Frame-Options, which knows no origins; browsers that know frame-ancestors pass over it.
+    lines = _headers(policy, "no-referrer")
+    return Page(body.encode(), tuple(line for line in lines if line[0] != "X-Frame-Options"))
+
+
 def built_in_templates() -> Path:
     """The folder of the built-in templates: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent

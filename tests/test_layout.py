@@ -49,21 +49,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocol": VALUES | {"logs", "fastlane", "bodies", "incoming"},
     "pool": VALUES | {"logs"},
     "worker": VALUES | {"logs", "ops", "fastlane", "pool", "protocol"},
+    "browsers": VALUES | {"logs", "gateways", "pages", "entrance", "judge", "same_origin", "sessions"},
+    "logout": MEANS | {"browsers", "pages", "entrance", "oidc", "sessions", "authn"},
+    "doors": EVERYTHING,
     "site": MEANS | {
-        "navigation", "same_origin", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "authn", "scrape",
+        "navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "browsers", "scrape",
     },
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "cli_sessions": EVERYTHING,
-    "cli_sessions": EVERYTHING,
     "wsgi": {"app"},
     "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }
 
 DOORS: dict[str, set[str]] = {
-    "flask": {"app", "judge", "site", "sessions.interface"},
+    "flask": {"app", "browsers", "doors", "judge", "logout", "site", "sessions.interface"},
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
     "redis": {"sessions.redis_access", "sessions.redis_servers", "sessions.redis_finders", "sessions.tracking"},

@@ -107,7 +107,7 @@ class TestWhatIsCounted:
             "logins_begun_total": 1,
             "logins_finished_total": 1,
             'logins_refused_total{reason="login_not_ours"}': 1,
-            "logouts_total": 1,
+            'logouts_total{by="bearer"}': 1,
             "store_failures_total": 0,
             "provider_failures_total": 0,
             "unexpected_errors_total": 0,
@@ -188,22 +188,22 @@ class TestSeveralProcesses:
     def counted(self, folder: Path, how_often: int) -> tuple[Counts, Ledger]:
         counts = Counts()
         for _ in range(how_often):
-            counts.add(Metric.LOGOUTS)
+            counts.add(Metric.LOGINS_BEGUN)
         ledger = Ledger(counts)
         ledger.join(folder)
         return counts, ledger
 
-    def logouts(self, ledger: Ledger) -> float:
-        return samples(ledger.text())[Metric.LOGOUTS.one()]
+    def logins(self, ledger: Ledger) -> float:
+        return samples(ledger.text())[Metric.LOGINS_BEGUN.one()]
 
     def test_the_sum_of_all_and_of_those_that_ended(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scrape, "INTERVAL", 0.01)
         (counts, first), (_, second) = self.counted(folder, 2), self.counted(folder, 3)
         try:
-            until(lambda: self.logouts(first) == self.logouts(second) == 5)
-            counts.add(Metric.LOGOUTS)
-            assert self.logouts(first) == 6, "one's own numbers are told as they are now"
-            until(lambda: self.logouts(second) == 6)
+            until(lambda: self.logins(first) == self.logins(second) == 5)
+            counts.add(Metric.LOGINS_BEGUN)
+            assert self.logins(first) == 6, "one's own numbers are told as they are now"
+            until(lambda: self.logins(second) == 6)
             assert samples(first.text())[Metric.WORKERS.one()] == 2
         finally:
             first.stop()
@@ -214,7 +214,7 @@ class TestSeveralProcesses:
         alone.join(folder)
         try:
             numbers = samples(alone.text())
-            assert numbers[Metric.LOGOUTS.one()] == 6 and numbers[Metric.WORKERS.one()] == 1
+            assert numbers[Metric.LOGINS_BEGUN.one()] == 6 and numbers[Metric.WORKERS.one()] == 1
         finally:
             alone.stop()
 
@@ -224,8 +224,8 @@ class TestSeveralProcesses:
 
         def child() -> None:
             ledger.start()
-            counts.add(Metric.LOGOUTS)
-            writer.send((counts.counters()[Metric.LOGOUTS.one()], self.logouts(ledger)))
+            counts.add(Metric.LOGINS_BEGUN)
+            writer.send((counts.counters()[Metric.LOGINS_BEGUN.one()], self.logins(ledger)))
             ledger.stop()
 
         process = multiprocessing.get_context("fork").Process(target=child)
@@ -243,7 +243,7 @@ class TestSeveralProcesses:
         monkeypatch.setattr(scrape, "INTERVAL", 0.01)
         gone = folder / "gone"
         _, ledger = self.counted(gone, 2)
-        assert self.logouts(ledger) == 2
+        assert self.logins(ledger) == 2
         ledger.stop()
 
     def test_its_files_are_for_nobody_else_and_tell_numbers_only(self, folder: Path) -> None:

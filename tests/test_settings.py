@@ -177,6 +177,22 @@ def test_derived_addresses(prefix: str, base: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "environ,address",
+    [
+        ({}, "/authservice/site/after_logout"),
+        ({"REDIRECT_URL": "https://App.example/cb"}, "https://app.example/authservice/site/after_logout"),
+        ({"AUTHSERVICE_URL_PREFIX": "https://app.example/a/"}, "https://app.example/a/site/after_logout"),
+        ({"AFTER_LOGOUT_URL": "https://elsewhere.example/bye"}, "https://elsewhere.example/bye"),
+        ({"AFTER_LOGOUT_URL": "/bye", "POST_LOGOUT_REDIRECT_URL": ""}, "/bye"),
+        ({"AFTER_LOGOUT_URL": "/bye", "POST_LOGOUT_REDIRECT_URL": "https://app.example/"}, "https://app.example/"),
+        ({"REDIRECT_URL": "http://app.example:81/cb", "POST_LOGOUT_REDIRECT_URL": "/x?y"}, "http://app.example:81/x?y"),
+    ],
+)
+def test_where_the_provider_leads_back_to(environ: dict[str, str], address: str) -> None:
+    assert loaded(**environ).post_logout_address == address
+
+
+@pytest.mark.parametrize(
     "environ,scheme,host",
     [
         ({}, None, None),
@@ -403,6 +419,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "HOMEPAGE_URL": ("homepage", "javascript:alert(1)", "//elsewhere.example", "\\\\elsewhere", "/a b"),
     "AFTER_LOGIN_URL": ("app.example.com", "mailto:a@b"),
     "AFTER_LOGOUT_URL": ("data:text/html,x",),
+    "POST_LOGOUT_REDIRECT_URL": ("after_logout", "//elsewhere.example/", "javascript:alert(1)"),
     "ALLOWED_REDIRECT_HOSTS": (
         "https://app",
         "app/",

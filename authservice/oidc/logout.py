@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from authservice.check import Reach
 from authservice.oidc.issuers import KeySource
 from authservice.oidc.metadata import Metadata
 from authservice.oidc.tokens import LOGOUT_TOKEN, LOGOUT_TOKEN_AGE, SKEW, Expected, TokenRefused
@@ -117,15 +118,16 @@ class BackChannel:
         )
         self._verifier = Verifier(source, LOGOUT_TOKEN, expected, now)
 
-    def read(self, token: str) -> LogoutNotice:
+    def read(self, token: str, reach: Reach = Reach.NETWORK) -> LogoutNotice:
         """What a logout token says, when it holds (Back-Channel Logout 1.0 §2.4, §2.6). Whether its
         ``jti`` was seen before is left to the caller. May wait for the provider's keys, as often as
         their source allows, whoever sends tokens.
 
-        Raises `LogoutRefused`, and `errors.NotReady` when the keys cannot be had now.
+        Raises `LogoutRefused`, `errors.NotReady` when the keys cannot be had now, and
+        `check.NeedsIO` under `Reach.MEMORY` when they must be asked for.
         """
         try:
-            claims = self._verifier.verify(token)
+            claims = self._verifier.verify(token, reach)
         except TokenRefused as refused:
             raise LogoutRefused(refused.check) from None
         events = claims["events"]

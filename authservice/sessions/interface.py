@@ -74,6 +74,19 @@ class BrowserSession(SessionMixin):
         self.issued, self.dropped = None, bearer is None or not self._secrets or bearer in self._secrets
         return ended
 
+    def log_out_where(self, meant: Callable[[Session], bool]) -> int:
+        """Ends those of the browser's sessions that are meant, and says how many; with one of them
+        goes the cookie."""
+        ended = 0
+        for secret in self._secrets:
+            found = self._sessions.record(secret)
+            if found is not None and meant(found.session):
+                self._sessions.end(secret)
+                ended += 1
+        if ended:
+            self._record, self._asked, self.issued, self.dropped = None, True, None, True
+        return ended
+
     def _end_all(self) -> Session | None:
         ended = [self._sessions.end(secret) for secret in self._secrets]
         return next((session for session in ended if session), None)

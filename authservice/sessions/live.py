@@ -278,6 +278,10 @@ class Sessions:
         every other one, across all workers and replicas. Raises `errors.StoreDown`."""
         return self._store.save(mark_key(name), b"\x01", self._now() + lifetime, if_absent=True)
 
+    def is_spent(self, name: str) -> bool:
+        """Whether `spend` has marked this name. Raises `errors.StoreDown`."""
+        return self._store.load(mark_key(name)) is not None
+
     def _open(self, secret: str, entry: Entry) -> Session | None:
         plaintext = open_record(secret, entry.value)
         if plaintext is None:

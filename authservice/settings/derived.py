@@ -41,6 +41,22 @@ class Settings(Declared):
         return join_path(self.prefix_path, "logout")
 
     @property
+    def backchannel_logout_path(self) -> str:
+        """Where the provider sends logout tokens."""
+        return join_path(self.prefix_path, "backchannel-logout")
+
+    @property
+    def frontchannel_logout_path(self) -> str:
+        """What the provider shows in a frame."""
+        return join_path(self.prefix_path, "frontchannel-logout")
+
+    @property
+    def post_logout_address(self) -> str:
+        """``POST_LOGOUT_REDIRECT_URL``, absolute where the settings tell our origin."""
+        address, scheme, host = self.post_logout_redirect_url, self.outside_scheme, self.outside_host
+        return f"{scheme}://{host}{address}" if address.startswith("/") and scheme and host else address
+
+    @property
     def forward_auth_path(self) -> str:
         return join_path(self.prefix_path, "forward-auth")
 

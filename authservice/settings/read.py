@@ -158,6 +158,8 @@ class _Reading:
             for name, tail in _BELOW_PREFIX.items():
                 if values.get(name) == "":
                     values[name] = derive(prefix, tail)
+        if values.get("post_logout_redirect_url") == "":
+            values["post_logout_redirect_url"] = values.get("after_logout_url", "")
         if self.texts.get("ACCESS_TOKEN_AUTHN_ENABLED") is not None and "access_token_authn" not in values:
             self._forgive_unused_access_token_kind()
         if "session_store_redis_addr" in values:

@@ -80,6 +80,8 @@ def routes_differ(authservice_url_prefix: str, redirect_url: str, verify_auth_ur
         join_path(prefix, "login"): "the login",
         join_path(prefix, "logout"): "the logout",
         join_path(prefix, "forward-auth"): "forward-auth",
+        join_path(prefix, "backchannel-logout"): "back-channel logout",
+        join_path(prefix, "frontchannel-logout"): "front-channel logout",
         "/healthz": "the health check",
         "/readyz": "the readiness check",
     }

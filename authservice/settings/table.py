@@ -36,7 +36,7 @@ ClientAuthMethod = Literal["client_secret_basic", "client_secret_post", "private
 
 CONTEXT_PREFIX = "TEMPLATE_CONTEXT_"
 
-NOT_YET = frozenset({"STRICT_SESSION_VALIDATION", "OIDC_END_SESSION_URL"})
+NOT_YET = frozenset({"STRICT_SESSION_VALIDATION"})
 """Settings that are read and checked, but that nothing looks at in this version. Who implements one
 takes its name off this list."""
 
@@ -135,6 +135,12 @@ class Declared:
     )
     after_logout_url: str = _address(
         addresses.PAGE, "", "Where logging out leads.", otherwise="prefix + `/site/after_logout`",
+    )
+    post_logout_redirect_url: str = _address(
+        addresses.PAGE, "",
+        "Where the provider's logout page leads back to; has to be registered there.",
+        otherwise="the address of `AFTER_LOGOUT_URL`, made absolute",
+        example="https://app.example.com/authservice/site/after_logout",
     )
     allowed_redirect_hosts: tuple[str, ...] = _address(
         kinds.REDIRECT_HOSTS, "", "Further hosts that a login may lead back to.",

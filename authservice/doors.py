@@ -1,0 +1,131 @@
+"""The doors: everything of the service that people, and the provider, come to themselves.
+
+Puts together what answers beside the checks, and says on which path and port each of it is found.
+Part of the composition root; called by `app`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from flask import Response
+
+from authservice.browsers import Browsers
+from authservice.entrance import Entrance, Rounds
+from authservice.gateways import Trust
+from authservice.identity import ClaimRules, IdentityHeaders
+from authservice.logout import Logout, LogoutRules
+from authservice.oidc.client import Client
+from authservice.oidc.login import LoginFlow
+from authservice.oidc.logout import BackChannel
+from authservice.oidc.provider import Provider
+from authservice.ops import Counts
+from authservice.pages import Pages
+from authservice.sessions.directory import Directory
+from authservice.sessions.live import Sessions
+from authservice.settings import Settings
+from authservice.site import Site, SiteRules
+from authservice.urls import ReturnAddresses
+
+Door = Callable[[], Response]
+
+
+class Parts(NamedTuple):
+    """What the doors are made of."""
+
+    flow: LoginFlow
+    entrance: Entrance
+    rounds: Rounds
+    provider: Provider
+    client: Client
+    sessions: Sessions
+    directory: Directory
+    claim_rules: ClaimRules
+    headers: IdentityHeaders
+    return_addresses: ReturnAddresses
+    trust: Trust
+    secure: Callable[[str | None], bool]
+    pages: Pages
+    now: Callable[[], datetime]
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True)
+class Doors:
+    """``on_judge`` are the views that gateways may also reach through a check, by the words of
+    `gateways.Gateways.door`; ``on_site`` all views of the site port that are no pages, by their paths."""
+
+    browsers: Browsers
+    on_judge: dict[str, Door]
+    on_site: dict[str, Door]
+
+
+def build(settings: Settings, parts: Parts) -> Doors:
+    """The doors of a service."""
+    browsers = Browsers(
+        pages=parts.pages, trust=parts.trust, secure=parts.secure, homepage_url=settings.homepage_url
+    )
+    site = _site(settings, parts, browsers)
+    logout = _logout(settings, parts, browsers)
+    return Doors(
+        browsers,
+        {"callback": site.callback, "login": site.login, "logout": logout.logout},
+        {
+            settings.callback_path: site.callback,
+            settings.login_path: site.login,
+            settings.logout_path: logout.logout,
+            settings.backchannel_logout_path: logout.back_channel,
+            settings.frontchannel_logout_path: logout.front_channel,
+        },
+    )
+
+
+def _site(settings: Settings, parts: Parts, browsers: Browsers) -> Site:
+    return Site(
+        flow=parts.flow,
+        entrance=parts.entrance,
+        rounds=parts.rounds,
+        claim_rules=parts.claim_rules,
+        headers=parts.headers,
+        return_addresses=parts.return_addresses,
+        trust=parts.trust,
+        browsers=browsers,
+        pages=parts.pages,
+        rules=SiteRules(
+            homepage_url=settings.homepage_url,
+            login_path=settings.login_path,
+            origin_header_tells="nginx" in settings.gateway,
+            same_site_strict=settings.session_same_site == "Strict",
+            session_max_age=settings.session_max_age,
+        ),
+        now=parts.now,
+        counts=parts.counts,
+    )
+
+
+def _logout(settings: Settings, parts: Parts, browsers: Browsers) -> Logout:
+    return Logout(
+        sessions=parts.sessions,
+        directory=parts.directory,
+        metadata=parts.provider.metadata,
+        revoke=parts.client.revoke,
+        back_channel=BackChannel(
+            parts.provider, settings.client_id, now=parts.now, algorithms=settings.oidc_signing_algs
+        ),
+        rounds=parts.rounds,
+        browsers=browsers,
+        pages=parts.pages,
+        rules=LogoutRules(
+            issuer=settings.oidc_provider,
+            client_id=settings.client_id,
+            prefix_path=settings.prefix_path,
+            after_logout_url=settings.after_logout_url,
+            post_logout_address=settings.post_logout_address,
+            auth_header=settings.auth_header,
+        ),
+        now=parts.now,
+        counts=parts.counts,
+    )
