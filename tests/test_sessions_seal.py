@@ -283,3 +283,23 @@ KNOWN_STORE_KEY = "session-5e077ca2925bc0583e60986b964a689230396b17301a5aea0ddc8
 KNOWN_MARK_KEY = "spent-991917b94fb98f7ca9bd87dfaa154ab8b40e0068ec48c49e3ef994df1e491ef7"
 KNOWN_RECORD = "01b9ef475b2806b87d8f24a88d918776337ae59888c5b285f7c4cc82f18774edac05f9"
 KNOWN_SEALED = "AWWCcv68j2C2t6DV-v49u3Y-Wl3ClATeyIbTitNROfQfXnDXwT1c1pMfKdeItVGYsbg"
+
+
+# --- names without keys -------------------------------------------------------------------------
+
+
+def test_a_hash_is_the_same_each_time_and_another_one_for_each_key_purpose_and_text() -> None:
+    old, new = Keyring([b"old"]), Keyring([b"new", b"old"])
+    assert new.hashes("p", "alice") == new.hashes("p", "alice")
+    assert new.hashes("p", "alice")[1:] == old.hashes("p", "alice")
+    names = [*new.hashes("p", "alice"), *new.hashes("q", "alice"), *new.hashes("p", "Alice"), *new.hashes("p", "")]
+    assert len(set(names)) == 8
+    assert all(len(name) == 22 and BASE64URL.fullmatch(name) for name in names)
+    assert new.hashes("p", "\ud800") != new.hashes("p", "?")
+
+
+def test_a_key_is_named_as_sealed_values_name_it() -> None:
+    keyring = Keyring([b"new", b"old"])
+    sealed = base64.urlsafe_b64decode(keyring.seal("p", b"x" * 11)[:8] + "====")
+    assert sealed[1:5].hex() == keyring.key_ids[0]
+    assert Keyring([b"old"]).key_ids == keyring.key_ids[1:]

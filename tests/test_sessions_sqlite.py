@@ -7,8 +7,11 @@ import errno
 import fcntl
 import os
 import random
+import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -23,7 +26,7 @@ from authservice.sessions import Label, Labelled, sqlite_file, sqlite_sweep, to_
 from authservice.sessions.filesystems import network_file_system
 from authservice.sessions.sqlite import SqliteStore
 from authservice.sessions.sqlite_file import BUSY_TIMEOUT
-from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
+from tests.contracts import MINUTE, ROOT, Clock, StoreContract, WatchContract, output, run_python
 from tests.waiting import until
 
 RECIPE = "from authservice.sessions.sqlite import SqliteStore\nstore = SqliteStore({!r}, now)"
@@ -361,7 +364,7 @@ def test_every_failure_says_what_to_do(tmp_path: Path) -> None:
     file = tmp_path / "sessions.db"
     words = {
         sqlite3.OperationalError("database or disk is full"): "make room",
-        sqlite3.OperationalError("attempt to write a readonly database"): "let the service's user write",
+        sqlite3.OperationalError("attempt to write a readonly database"): "let the service write",
         sqlite3.OperationalError("unable to open database file"): "read and write",
         sqlite3.OperationalError("database is locked"): "another program",
         sqlite3.DatabaseError("database disk image is malformed"): "recover",
@@ -620,6 +623,42 @@ def test_a_read_only_file_and_folder_are_store_down(tmp_path: Path) -> None:
     code = READ_ONLY.replace("store = SqliteStore", drop + "store = SqliteStore", 1)
     assert output(run_python(code, str(folder / "sessions.db"))).splitlines() == ["StoreDown"] * 5
     assert output(run_python(code, str(folder / "new.db"))).splitlines() == ["StoreDown"] * 5
+
+
+REMOUNTED = (
+    SCRIPT
+    + """
+import subprocess
+def mount(*options):
+    subprocess.run(["mount", *options, sys.argv[1]], check=True)
+mount("-t", "tmpfs", "tmpfs")
+file = sys.argv[1] + "/sessions.db"
+if os.fork() == 0:
+    SqliteStore(file, now).save("key", b"value", soon)
+    os._exit(0)  # with the file open, as a process that was killed leaves it
+os.wait()
+mount("-o", "remount,ro")
+store = SqliteStore(file, now)
+print(store.load("key").value)
+for call in (store.ping, lambda: store.save("key", b"x", soon), lambda: store.delete("key")):
+    try:
+        call()
+        print("wrote")
+    except StoreDown as error:
+        print("mounted read-only" in str(error))
+print(store.load("key").value)
+"""
+)
+
+
+@pytest.mark.external
+def test_s24_on_a_volume_that_turned_read_only_sessions_are_still_read(tmp_path: Path) -> None:
+    unshare = shutil.which("unshare")
+    if not unshare or subprocess.run([unshare, "-m", "true"], capture_output=True).returncode:
+        pytest.skip("a mount of our own is not allowed here")
+    command = [unshare, "-m", sys.executable, "-c", REMOUNTED, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert done.stdout.splitlines() == ["b'value'", "True", "True", "True", "b'value'"], done.stderr
 
 
 def test_a_damaged_file_is_store_down_and_kept_for_whoever_repairs_it(tmp_path: Path) -> None:

@@ -47,8 +47,9 @@ NEWER = "the file was written by a newer version of this service"
 
 _ADVICE = {
     "database or disk is full": "make room on its volume; who is logged in stays so meanwhile",
-    "readonly database": "let the service's user write the file and its folder",
-    "unable to open database file": "let the service's user read and write the file and its folder",
+    "readonly database": "let the service write the file and its folder: rights, or a volume mounted read-only?",
+    "unable to open database file": "let the service read and write the file and its folder, and mount the volume"
+    " so that it can be written",
     "database is locked": "another program holds the file: is it being copied or examined?",
     "malformed": "stop the service, keep the file, and restore or recover it (or start with a new one)",
     "disk I/O error": "look at the volume's health in the system's log",
