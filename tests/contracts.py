@@ -467,6 +467,7 @@ class Watched:
 
     def copy(self) -> None:
         """Copies the entry, as whoever keeps copies does: stamp first, then the store."""
+        until(self.watch.stamp, every=0.001)  # a watch that begins may first make everything forgotten
         self.told.clear()
         self.stamp = until(self.watch.stamp, every=0.001)
         entry = self._store.load(self._key)
