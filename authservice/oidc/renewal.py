@@ -87,8 +87,10 @@ class Renewal:
         )
         self._verifier = Verifier(provider, REFRESHED_ID_TOKEN, expected, now)
 
-    def renew(self, held: Held) -> Renewed:
+    def renew(self, held: Held, rotated: Callable[[str], object] = lambda refresh_token: None) -> Renewed:
         """Refreshes (RFC 6749 §6; OpenID Connect Core 1.0 §12.2, §5.3). May wait for the provider.
+        ``rotated`` is told the refresh token to use from now on, before anything else is done with the
+        answer.
 
         Raises `errors.SessionOver` when the provider refuses the refresh token or answers for somebody
         else: the session is to be ended, and nothing of the answer is used. Raises
@@ -102,6 +104,7 @@ class Renewal:
             raise SessionOver("the session is of another issuer")
         metadata = self._provider.metadata()
         tokens = self._client.refresh(metadata, held.refresh_token)
+        rotated(tokens.refresh_token)
         old = _claims_inside(held.id_token) or held.claims
         new: Mapping[str, Any] | None = None
         if tokens.id_token:
