@@ -48,6 +48,7 @@ from authservice.sessions.interface import SessionInterface
 from authservice.sessions.labels import Labels
 from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
+from authservice.sessions.refresh import Refresher
 from authservice.sessions.seal import Keyring
 from authservice.sessions.sqlite import SqliteStore
 from authservice.sessions.sweeping import Sweeper
@@ -90,6 +91,7 @@ class Service:
     trust: Trust
     counts: Counts
     ledger: Ledger
+    refresher: Refresher
 
     def start(self) -> None:
         """Starts the background work of this process, and again in each process forked from it."""
@@ -100,10 +102,13 @@ class Service:
         self.provider.start()
         self.sweeper.start()
         self.sessions.start()
+        self.refresher.start()
         self.ledger.start()
 
     def stop(self) -> None:
-        """Ends the background work and lets go of the store."""
+        """Ends the background work and lets go of the store. Waits for refreshes under way: what the
+        provider gave is to be kept, and counted."""
+        self.refresher.stop()
         self.provider.stop()
         self.sweeper.stop()
         self.sessions.stop()
@@ -127,6 +132,8 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         cache_size=settings.session_cache_size,
         counts=counts,
         labels=labels,
+        refresh_ahead=settings.refresh_ahead_seconds,
+        ends_with_token=settings.session_ends_with_token,
     )
     directory = Directory(store, labels, forget=sessions.forget)
     provider, client = build_provider(settings, now, counts)
@@ -166,11 +173,14 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         after_login_url=settings.after_login_url,
     )
     pages = startup.build_pages(settings)
+    keepers = upkeep.build(
+        settings, upkeep.Parts(store, sessions, provider, client, claim_rules, headers, now, counts)
+    )
     pipeline = Pipeline(
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
         authenticators=authenticators.build(
-            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts)
+            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts, keepers.all)
         ),
         authorizers=build_authorizers(settings, now),
         headers=headers,
@@ -206,7 +216,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
     return Service(
         judging, opened, pages, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules,
-        secure, trust, counts, Ledger(counts),
+        secure, trust, counts, Ledger(counts), keepers.refresher,
     )
 
 

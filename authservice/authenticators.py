@@ -6,7 +6,7 @@ ID tokens. What is switched off is not in the list. Part of the composition root
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from authservice.authn.bearer import AUTHORIZATION, FromHeader
 from authservice.authn.cache import BearerCache, CachedAuthenticator
 from authservice.authn.jwt import JwtAuthenticator, Trusted
 from authservice.authn.opaque import OpaqueAuthenticator
-from authservice.authn.session import SessionAuthenticator
+from authservice.authn.session import SessionAuthenticator, Upkeep
 from authservice.identity import ClaimRules
 from authservice.oidc.client import Client
 from authservice.oidc.issuers import FurtherIssuer, KeySource
@@ -39,6 +39,7 @@ class Parts(NamedTuple):
     rules: ClaimRules
     now: Callable[[], datetime]
     counts: Counts
+    upkeep: Sequence[Upkeep] = ()
 
 
 def build(settings: Settings, parts: Parts) -> list[Authenticator]:
@@ -57,7 +58,10 @@ def build(settings: Settings, parts: Parts) -> list[Authenticator]:
         *from_header(header, _opaque(settings, parts, jwts_too="jwt" not in wanted) if "opaque" in wanted else None),
         *from_header(header, _access_tokens(settings, parts, ours="jwt" in wanted)),
         SessionAuthenticator(
-            parts.sessions, auth_header=settings.auth_header, cookie_name=settings.session_cookie_name
+            parts.sessions,
+            auth_header=settings.auth_header,
+            cookie_name=settings.session_cookie_name,
+            upkeep=parts.upkeep,
         ),
         *from_header(header, _id_tokens(settings, parts) if settings.idtoken_authn_enabled else None),
     ]

@@ -89,7 +89,9 @@ def post_worker_init(worker: Any) -> None:
 def worker_exit(server: Any, worker: Any) -> None:
     """Called in each worker at its end."""
     if worker.booted:
-        worker.wsgi.extensions["authservice"].ledger.stop()
+        service = worker.wsgi.extensions["authservice"]
+        service.refresher.stop()
+        service.ledger.stop()
 
 
 def child_exit(server: Any, worker: Any) -> None:

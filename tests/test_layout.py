@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
+    "upkeep": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
     "cli_sessions": EVERYTHING,

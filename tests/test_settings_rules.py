@@ -331,7 +331,12 @@ def test_several_redis_addresses(address: str, wanted: tuple[str, str, str, int]
             {"SESSION_COOKIE_SECURE": "true", "REDIRECT_URL": "http://h.example/cb"},
             "SESSION_COOKIE_SECURE: true, but",
         ),
-        ({"STRICT_SESSION_VALIDATION": "true"}, "STRICT_SESSION_VALIDATION: switched on, but without effect"),
+        ({"STRICT_SESSION_VALIDATION_SECONDS": "5"}, "STRICT_SESSION_VALIDATION_SECONDS: has no effect"),
+        (
+            {"STRICT_SESSION_VALIDATION": "true", "PROVIDER_OUTAGE_GRACE_SECONDS": "60"},
+            "PROVIDER_OUTAGE_GRACE_SECONDS: has no effect",
+        ),
+        ({"REFRESH_AHEAD_SECONDS": "3600", "SESSION_MAX_AGE": "3600"}, "REFRESH_AHEAD_SECONDS: not shorter"),
         ({"SESSION_IDLE_TIMEOUT": "86400"}, "SESSION_IDLE_TIMEOUT: not shorter"),
         ({"GATEWAY": "nginx", "CHECK_PATH_PREFIX": "/check"}, "CHECK_PATH_PREFIX: has no effect"),
     ],
@@ -435,9 +440,7 @@ def test_the_originals_end_to_end_configuration_starts() -> None:
         }
     )
     assert settings.strict_session_validation and settings.groups_allowlist[-1] == "system:serviceaccounts"
-    assert settings.warnings == (
-        "STRICT_SESSION_VALIDATION: switched on, but without effect in this version.",
-    )
+    assert settings.warnings == ()
 
 
 def test_an_absolute_callback_outside_the_prefix_starts() -> None:

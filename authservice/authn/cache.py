@@ -76,6 +76,7 @@ class BearerCache:
         now: Callable[[], datetime],
         *,
         refused_lifetime: timedelta = REFUSED_LIFETIME,
+        most_asked: int = MOST_ASKED,
         counts: Counts | None = None,
     ) -> None:
         def until(key: Key, identity: Identity, kept_at: datetime) -> datetime:
@@ -83,6 +84,7 @@ class BearerCache:
             return min(end, identity.expires) if identity.expires else end
 
         self._count_hit = (counts or Counts()).adder(Metric.BEARER_HITS)
+        self._most_asked = most_asked
         self._keeps_identities = lifetime is not None
         # Any clock will do for cachetools, though its types speak of numbers.
         self._identities: TLRUCache[Key, Identity] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
@@ -114,7 +116,7 @@ class BearerCache:
         does, and the others get its verdict or its `errors.AuthServiceError`. Should the first
         end in any other way, the next one asks.
 
-        At most `MOST_ASKED` questions of one authenticator are under way at once, and nobody waits
+        At most ``most_asked`` questions of one authenticator are under way at once, and nobody waits
         for one that is older than `PATIENCE`: raises `errors.TooManyChecks` instead.
         """
         while True:
@@ -127,7 +129,7 @@ class BearerCache:
                 leads = flight is None
                 if flight is None:
                     others = [other for (name, _), other in self._flights.items() if name == key[0]]
-                    if len(others) >= MOST_ASKED:
+                    if len(others) >= self._most_asked:
                         self._wait_for_a_landing(others)
                         continue
                     flight = self._flights[key] = _Flight(time.monotonic(), Future())

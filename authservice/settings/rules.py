@@ -17,7 +17,6 @@ from authservice.settings.derived import outside
 from authservice.settings.issuers import BearerIssuer
 from authservice.settings.kinds import can_match, split
 from authservice.settings.secret import Secret
-from authservice.settings.table import NOT_YET
 from authservice.urls import parse_authority
 
 Lines = Iterator[str]
@@ -259,27 +258,6 @@ def without_effect(texts: Mapping[str, str]) -> Lines:
         )
 
 
-def not_yet(
-    texts: Mapping[str, str],
-    strict_session_validation: bool,
-    idtoken_authn_enabled: bool,
-    kubernetes_authn_enabled: bool | None,
-    access_token_authn_enabled: bool,
-    cache_enabled: bool,
-) -> Lines:
-    """Only for what somebody has asked for in so many words."""
-    wanted = {
-        "STRICT_SESSION_VALIDATION": strict_session_validation,
-        "IDTOKEN_AUTHN_ENABLED": idtoken_authn_enabled,
-        "KUBERNETES_AUTHN_ENABLED": kubernetes_authn_enabled,
-        "ACCESS_TOKEN_AUTHN_ENABLED": access_token_authn_enabled,
-        "CACHE_ENABLED": cache_enabled,
-    }
-    for name, value in wanted.items():
-        if value and name in texts and name in NOT_YET:
-            yield f"{name}: switched on, but without effect in this version."
-
-
 def the_old_store(texts: Mapping[str, str]) -> Lines:
     if texts.get("SESSION_STORE_TYPE") == "boltdb":
         yield "SESSION_STORE_TYPE: boltdb now means filesystem, one SQLite file at SESSION_STORE_PATH."
@@ -398,6 +376,32 @@ def idle_longer_than_age(session_idle_timeout: timedelta | None, session_max_age
         yield "SESSION_IDLE_TIMEOUT: not shorter than SESSION_MAX_AGE, so it has no effect."
 
 
+def an_answer_to_no_question(
+    strict_session_validation: bool, strict_session_validation_seconds: timedelta | None
+) -> Lines:
+    if strict_session_validation_seconds is not None and not strict_session_validation:
+        yield "STRICT_SESSION_VALIDATION_SECONDS: has no effect without STRICT_SESSION_VALIDATION."
+
+
+def strict_in_an_outage(
+    texts: Mapping[str, str], strict_session_validation: bool, provider_outage_grace_seconds: timedelta
+) -> Lines:
+    """Only for who has asked for a grace in so many words."""
+    if strict_session_validation and "PROVIDER_OUTAGE_GRACE_SECONDS" in texts and provider_outage_grace_seconds:
+        yield (
+            "PROVIDER_OUTAGE_GRACE_SECONDS: has no effect with STRICT_SESSION_VALIDATION: while the provider does "
+            "not answer, nobody passes with a session."
+        )
+
+
+def refreshed_for_ever(refresh_ahead_seconds: timedelta, session_max_age: timedelta) -> Lines:
+    if refresh_ahead_seconds >= session_max_age:
+        yield (
+            "REFRESH_AHEAD_SECONDS: not shorter than SESSION_MAX_AGE, so every token is refreshed when half its "
+            "life is over."
+        )
+
+
 def prefix_for_nobody(check_path_prefix: str, gateway: tuple[str, ...]) -> Lines:
     if check_path_prefix and "envoy" not in gateway:
         yield "CHECK_PATH_PREFIX: has no effect without envoy in GATEWAY."
@@ -405,7 +409,6 @@ def prefix_for_nobody(check_path_prefix: str, gateway: tuple[str, ...]) -> Lines
 
 WARNINGS: tuple[Callable[..., Lines], ...] = (
     without_effect,
-    not_yet,
     the_old_store,
     never_matching,
     nobody_passes,
@@ -419,6 +422,9 @@ WARNINGS: tuple[Callable[..., Lines], ...] = (
     same_site_none_may_fail,
     secure_on_http,
     idle_longer_than_age,
+    an_answer_to_no_question,
+    strict_in_an_outage,
+    refreshed_for_ever,
     prefix_for_nobody,
     *redis_rules.WARNINGS,
 )

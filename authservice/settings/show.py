@@ -10,12 +10,11 @@ import textwrap
 from itertools import groupby
 
 from authservice.settings.kinds import ANY
-from authservice.settings.table import CONTEXT_PREFIX, NOT_YET, ROWS, Row
+from authservice.settings.table import CONTEXT_PREFIX, ROWS, Row
 
 BEGIN = "<!-- settings:begin -->"
 END = "<!-- settings:end -->"
 
-NO_EFFECT = " *Read and checked, but without effect in this version.*"
 CONTEXT_HELP = "Texts of your own for templates: each becomes `Frontend.<KEY>`."
 
 
@@ -47,7 +46,7 @@ def plain(width: int = 100) -> str:
         parts.append(f"{section}\n{'=' * len(section)}\n")
         for row in rows:
             parts.append(f"{row.name}  [{_default(row).replace('**', '').replace('`', '')}]")
-            text = _meaning(row).replace("`", "").replace(NO_EFFECT, NO_EFFECT.replace("*", ""))
+            text = _meaning(row).replace("`", "")
             parts.append(textwrap.fill(text, width, initial_indent="    ", subsequent_indent="    "))
             if row.secret:
                 parts.append(f"    Or {row.name}_FILE: a file that holds it.")
@@ -70,7 +69,7 @@ def _default(row: Row) -> str:
 def _meaning(row: Row) -> str:
     takes = "" if row.kind.takes == ANY else f" {row.kind.takes[:1].upper()}{row.kind.takes[1:]}."
     example = f" Example: `{row.example}`." if row.example else ""
-    return f"{row.help}{takes}{example}{NO_EFFECT if row.name in NOT_YET else ''}"
+    return f"{row.help}{takes}{example}"
 
 
 def _cell(text: str) -> str:

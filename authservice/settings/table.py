@@ -36,10 +36,6 @@ ClientAuthMethod = Literal["client_secret_basic", "client_secret_post", "private
 
 CONTEXT_PREFIX = "TEMPLATE_CONTEXT_"
 
-NOT_YET = frozenset({"STRICT_SESSION_VALIDATION"})
-"""Settings that are read and checked, but that nothing looks at in this version. Who implements one
-takes its name off this list."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
@@ -103,7 +99,22 @@ class Declared:
         kinds.whole(1024, 1 << 30, "bytes"), "1048576", "The largest answer accepted from the provider.",
     )
     strict_session_validation: bool = _provider(
-        kinds.SWITCH, "false", "Ask the provider's userinfo endpoint about the session at every check.",
+        kinds.SWITCH, "false",
+        "Ask the provider's userinfo endpoint about the session at every check. A refusal (401) ends the "
+        "session; while the provider does not tell, nobody passes with one.",
+    )
+    strict_session_validation_seconds: timedelta | None = _provider(
+        kinds.SECONDS_OR_OFF, "0", "For how long its answer that a session holds is taken for the next checks.",
+        otherwise="it is asked each time",
+    )
+    refresh_ahead_seconds: timedelta = _provider(
+        kinds.seconds(0, 86400), "60",
+        "How long before its access token ends a session with a refresh token gets new tokens.",
+    )
+    provider_outage_grace_seconds: timedelta = _provider(
+        kinds.seconds(0), "3600",
+        "How long after its access token's end a session goes on while the provider gives no new one. "
+        "Nothing is deleted afterwards. `0`: not at all.",
     )
 
     # --- our addresses ---
@@ -285,6 +296,9 @@ class Declared:
     )
     session_idle_timeout: timedelta | None = _session(
         kinds.SECONDS_OR_OFF, "0", "A session that was not used for so many seconds ends.",
+    )
+    session_ends_with_token: bool = _session(
+        kinds.SWITCH, "false", "Let a session without a refresh token end with its access token.",
     )
     session_cookie_name: str = _session(
         kinds.COOKIE_NAME, "authservice_session",
