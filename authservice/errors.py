@@ -25,8 +25,6 @@ came from a provider or a client.
         ├── ProviderBusy         the provider asks to try again later
         ├── ProviderDown         it answers that it does not work, or is known not to
         │   └── ClientRefused    it does not accept the service's own credentials
-        ├── ProviderDown         it answers that it does not work, or is known not to
-        │   └── ClientRefused    it does not accept the service's own credentials
         ├── TooManyLogins        more at once than one process finishes
         ├── TooManyChecks        more tokens at once than one process asks about
         ├── TooManyNotices       more logout notices at once than threads may be spent on
@@ -57,8 +55,6 @@ class Reason(str, Enum):
     PROVIDER_WRONG = "provider_answer_unacceptable"
     PROVIDER_SILENT = "provider_silent"
     PROVIDER_BUSY = "provider_busy"
-    PROVIDER_DOWN = "provider_down"
-    CLIENT_REFUSED = "client_refused"
     PROVIDER_DOWN = "provider_down"
     CLIENT_REFUSED = "client_refused"
     TOO_MANY_LOGINS = "too_many_logins"
@@ -194,19 +190,6 @@ class ProviderMisdescribed(NotReady):
 class ProviderBusy(Unavailable):
     reason = Reason.PROVIDER_BUSY
     public = "The identity provider asks you to try again in a moment."
-
-
-class ProviderDown(Unavailable):
-    """The provider answers with a server error, or is known not to work. Sessions are left alone."""
-
-    reason = Reason.PROVIDER_DOWN
-    public = "The identity provider cannot be asked at the moment. Please try again shortly."
-
-
-class ClientRefused(ProviderDown):
-    """The provider does not accept the service's own credentials: somebody has to mend its settings."""
-
-    reason = Reason.CLIENT_REFUSED
 
 
 class ProviderDown(Unavailable):

@@ -53,10 +53,6 @@ class Event(str, Enum):
     OUTAGE_OVER = "provider_outage_over"
     SESSION_OVER = "session_ended_by_provider"
     SESSIONS_LOST = "new_tokens_lost"
-    OUTAGE_BEGAN = "provider_outage_began"
-    OUTAGE_OVER = "provider_outage_over"
-    SESSION_OVER = "session_ended_by_provider"
-    SESSIONS_LOST = "new_tokens_lost"
     UNEXPECTED = "unexpected_error"
 
 

@@ -61,9 +61,6 @@ _REASONS = tuple(reason.value for reason in Reason)
 QUESTIONS = ("refresh", "validation")
 
 
-QUESTIONS = ("refresh", "validation")
-
-
 class Metric(Enum):
     """Every number that is told: what it counts and, where it is counted apart, by what. The values
     of a label are a closed list too: nothing that a client sent becomes part of a name."""
@@ -80,12 +77,6 @@ class Metric(Enum):
     SESSION_MISSES = ("live_session_misses_total", "Sessions looked for in the store")
     SESSION_INVALIDATIONS = ("live_session_invalidations_total", "Changes that dropped a session in memory, or all of them")
     BEARER_HITS = ("bearer_cache_hits_total", "Verdicts about bearer tokens found in memory")
-    REFRESHES = ("refreshes_total", "Refreshes that brought new tokens")
-    REFRESH_FAILURES = ("refresh_failures_total", "Refreshes that brought none, without ending the session", "reason", _REASONS)
-    SESSIONS_ENDED = ("sessions_ended_by_provider_total", "Sessions that the provider lets go on no longer, by the question that told", "question", QUESTIONS)
-    VALIDATIONS = ("session_validations_total", "Questions whether a session still holds, by what came of them", "outcome", ("holds", "over", "unknown"))
-    PROVIDER_OUTAGE = ("provider_outage", "Workers for which the provider does not work now")
-    SESSIONS_UNSAVED = ("sessions_unsaved", "Sessions whose new tokens the store did not take yet")
     REFRESHES = ("refreshes_total", "Refreshes that brought new tokens")
     REFRESH_FAILURES = ("refresh_failures_total", "Refreshes that brought none, without ending the session", "reason", _REASONS)
     SESSIONS_ENDED = ("sessions_ended_by_provider_total", "Sessions that the provider lets go on no longer, by the question that told", "question", QUESTIONS)
