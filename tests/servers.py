@@ -10,12 +10,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import redis
+import trustme
 from redis.crc import key_slot
 
 from tests.programs import require
@@ -333,3 +335,65 @@ def _accepted(cluster: RedisCluster, replica: RedisServer, master: str) -> bool:
         return bool(cluster.ask(replica, "CLUSTER", "REPLICATE", master))
     except redis.ResponseError:
         return False
+
+
+class Wire:
+    """A way to a server that can fall silent: what is sent on it then arrives nowhere, and nobody
+    is told. Connections made later are not concerned; they lead to ``target``."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._silent = threading.Event()
+        self._sockets: list[socket.socket] = []
+        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        self._silent.set()
+        self._silent = threading.Event()
+
+    def close(self) -> None:
+        self._listener.close()
+        for one in self._sockets:
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                self._sockets += [near, far]
+                for source, sink in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass_on, args=(source, sink, self._silent), daemon=True).start()
+
+    @staticmethod
+    def _pass_on(source: socket.socket, sink: socket.socket, silent: threading.Event) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                if not silent.is_set():
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+
+class Certificates:
+    """An authority's certificate, one for ``localhost`` and one for a client, as PEM files."""
+
+    def __init__(self, folder: Path) -> None:
+        authority = trustme.CA()
+        self.ca, self.cert, self.key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
+        self.client_cert, self.client_key = folder / "client-cert.pem", folder / "client-key.pem"
+        authority.cert_pem.write_to_path(str(self.ca))
+        for issued, cert, key in (
+            (authority.issue_cert("localhost", "127.0.0.1"), self.cert, self.key),
+            (authority.issue_cert("authservice"), self.client_cert, self.client_key),
+        ):
+            issued.cert_chain_pems[0].write_to_path(str(cert))
+            issued.private_key_pem.write_to_path(str(key))
+
+    def options(self, port: int, *, clients: bool) -> tuple[str, ...]:
+        """For a server that listens with TLS on this port; ``clients`` have to show a certificate too."""
+        return (
+            "--tls-port", str(port), "--tls-auth-clients", "yes" if clients else "no",
+            "--tls-ca-cert-file", str(self.ca), "--tls-cert-file", str(self.cert), "--tls-key-file", str(self.key),
+        )

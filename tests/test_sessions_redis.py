@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -12,10 +14,11 @@ import pytest
 import redis
 
 from authservice.errors import StoreDown
+from authservice.sessions import Label, to_microseconds
 from authservice.sessions.redis import KEY_PREFIX, RedisStore
 from tests.contracts import MINUTE, Clock, StoreContract, at_once
 from tests.programs import require
-from tests.servers import RedisServer, any_redis, free_port, running_redis
+from tests.servers import Certificates, RedisServer, Wire, any_redis, free_port, running_redis
 from tests.waiting import until
 
 pytestmark = pytest.mark.external
@@ -153,32 +156,160 @@ def test_a_unix_socket_user_and_password(tmp_path: Path) -> None:
 
 
 def test_tls_with_our_own_authority(tmp_path: Path) -> None:
-    trustme = pytest.importorskip("trustme")
-    authority = trustme.CA()
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    certificate = authority.issue_cert("localhost")
-    certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
-    certificate.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
-    port = free_port()
-    options = [
-        "--tls-port",
-        str(port),
-        "--tls-auth-clients",
-        "no",
-        "--tls-ca-cert-file",
-        str(tmp_path / "ca.pem"),
-    ]
-    options += ["--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file", str(tmp_path / "key.pem")]
-    with running_redis(require("redis-server"), tmp_path, options=options):
-        address = f"rediss://localhost:{port}"
-        RedisStore(address, now=Clock(), ca_bundle=str(tmp_path / "ca.pem")).ping()
-        RedisStore(f"{address}?ssl_ca_certs={tmp_path / 'ca.pem'}", now=Clock()).ping()
+    files, port = Certificates(tmp_path), free_port()
+    with running_redis(require("redis-server"), tmp_path, options=files.options(port, clients=False)):
+        address, ca = f"rediss://localhost:{port}", str(files.ca)
+        RedisStore(address, now=Clock(), ca_bundle=ca).ping()
+        RedisStore(f"{address}?ssl_ca_certs={ca}", now=Clock()).ping()
         with pytest.raises(StoreDown):
             RedisStore(address, now=Clock()).ping()  # an authority nobody told us to trust
         with pytest.raises(StoreDown):
-            RedisStore(f"rediss://127.0.0.1:{port}", now=Clock(), ca_bundle=str(tmp_path / "ca.pem")).ping()
+            RedisStore(f"rediss://127.0.0.2:{port}", now=Clock(), ca_bundle=ca).ping()  # a name it has not
         with pytest.raises(StoreDown):
             RedisStore(address, now=Clock(), ca_bundle=str(tmp_path / "missing.pem")).ping()
+
+
+def test_tls_with_a_certificate_of_ours_and_a_user(tmp_path: Path) -> None:
+    files, port = Certificates(tmp_path), free_port()
+    options = (*files.options(port, clients=True), "--user", "sessions", "on", ">password", "~*", "&*", "+@all")
+    with running_redis(require("redis-server"), tmp_path, options=(*options, "--user", "default", "off")):
+        clock = Clock()
+        ours = {"client_cert": str(files.client_cert), "client_key": str(files.client_key)}
+        us = {"username": "sessions", "password": "password", "ca_bundle": str(files.ca)}
+        store = RedisStore(f"rediss://localhost:{port}", now=clock, **us, **ours)
+        store.save("key", b"value", clock() + MINUTE)
+        watch = store.watch(lambda key: None)
+        watch.start()
+        assert until(watch.stamp)
+        watch.stop()
+        for wrong in (us, {**us, **ours, "password": "wrong"}, {**us, **ours, "client_key": "/no/key"}):
+            with pytest.raises(StoreDown):
+                RedisStore(f"rediss://localhost:{port}", now=clock, **wrong).load("key")
+
+
+def test_two_services_on_one_server_know_nothing_of_each_other(server: RedisServer, prefix: str) -> None:
+    clock = Clock()
+    ours, theirs = (RedisStore(server.address, now=clock, prefix=f"{prefix}{name}:") for name in ("a", "b"))
+    within = RedisStore(server.address, now=clock, prefix=f"{prefix}a:b:")
+    for number, store in enumerate((ours, theirs, within)):
+        store.save("key", b"%d" % number, clock() + MINUTE, label=Label(b"about %d" % number, ("tag",)))
+        store.save(f"key-{number}", b"", clock() + MINUTE, label=Label(b"", ("tag",)))
+    for number, store in enumerate((ours, theirs, within)):
+        entry, label = store.load("key"), store.label("key")
+        assert entry and label and (entry.value, label.metadata) == (b"%d" % number, b"about %d" % number)
+        assert set(store.find("tag")) == {found.key for found in store.labels()} == {"key", f"key-{number}"}
+    assert ours.delete("key")
+    assert ours.find("tag") == ["key-0"]
+    assert theirs.load("key") and theirs.find("tag") and not theirs.delete("key-0")
+
+
+# --- labels -----------------------------------------------------------------------------------
+
+
+def test_what_a_label_adds_has_our_prefix_and_an_end(server: RedisServer, prefix: str) -> None:
+    clock = Clock()
+    store = RedisStore(server.address, now=clock, prefix=prefix)
+    store.save("short", b"value", clock() + MINUTE / 2, label=Label(b"about", ("user", "sid")))
+    store.save("long", b"value", clock() + MINUTE, label=Label(b"about", ("user",)))
+    with redis.Redis(port=server.port) as client:
+        pattern = "".join(f"\\{character}" if character in "[]*?" else character for character in prefix)
+        ours = {key.decode().removeprefix(prefix): client.pttl(key) for key in client.scan_iter(f"{pattern}*")}
+        assert set(ours) == {"short", "long", "tag:user", "tag:sid"}
+        assert 0 < ours["tag:sid"] <= 30_000 < ours["tag:user"] <= 60_000
+
+
+def members(server: RedisServer, prefix: str, tag: str) -> int:
+    with redis.Redis(port=server.port) as client:
+        return int(client.zcard(f"{prefix}tag:{tag}"))
+
+
+def test_a_tag_keeps_no_more_than_what_bears_it(server: RedisServer, prefix: str) -> None:
+    clock = Clock()
+    store = RedisStore(server.address, now=clock, prefix=prefix)
+    label = Label(b"about", ("tag",))
+    for turn in range(5):  # labelled again and again
+        store.save("key", b"%d" % turn, clock() + MINUTE, label=label)
+    assert members(server, prefix, "tag") == 1
+    assert not store.save("key", b"", clock() + MINUTE, if_version=1, label=label)
+    assert members(server, prefix, "tag") == 1
+    store.save("other", b"", clock() + MINUTE, label=label)
+    store.delete("other")
+    assert members(server, prefix, "tag") == 1
+    store.save("key", b"", clock() + MINUTE, label=Label(b"", ()))
+    assert members(server, prefix, "tag") == 0
+    store.save("old", b"", clock() + MINUTE, label=label)
+    clock.advance(2 * MINUTE)
+    store.save("new", b"", clock() + MINUTE, label=label)
+    assert members(server, prefix, "tag") == 1
+
+
+def test_what_a_lost_entry_left_in_a_tag_is_taken_away_but_not_a_save_under_way(
+    server: RedisServer, prefix: str
+) -> None:
+    clock = Clock()
+    store = RedisStore(server.address, now=clock, prefix=prefix)
+    for key in ("lost", "stays"):
+        store.save(key, b"", clock() + 60 * MINUTE, label=Label(b"about", ("tag",)))
+    with redis.Redis(port=server.port) as client:
+        client.delete(f"{prefix}lost")  # by hand, or by a server whose memory is full
+        client.zadd(f"{prefix}tag:tag", {"stray": to_microseconds(clock() + 60 * MINUTE)})
+    assert store.find("tag") == ["stays"]
+    assert members(server, prefix, "tag") == 2  # the stray one was not ours
+    clock.advance(10 * MINUTE)
+    assert store.find("tag") == ["stays"]
+    assert members(server, prefix, "tag") == 1
+
+
+def test_a_label_that_outlives_its_tags_takes_them_along(server: RedisServer, prefix: str) -> None:
+    clock = Clock()
+    store = RedisStore(server.address, now=clock, prefix=prefix)
+    store.save("key", b"", clock() + MINUTE, label=Label(b"about", ("tag",)))
+    store.save("key", b"longer", clock() + 10 * MINUTE)
+    clock.advance(5 * MINUTE)
+    store.save("other", b"", clock() + MINUTE, label=Label(b"", ("tag",)))  # takes what has expired away
+    assert sorted(store.find("tag")) == ["key", "other"]
+
+
+def test_a_large_label_and_foreign_bytes_among_the_entries(server: RedisServer, prefix: str) -> None:
+    clock = Clock()
+    store = RedisStore(server.address, now=clock, prefix=prefix)
+    metadata, tags = b"\0\n" * 5000, tuple(f"tag-{number}" for number in range(200))
+    store.save("key", b"1 2 3\nvalue", clock() + MINUTE, label=Label(metadata, tags))
+    entry, label = store.load("key"), store.label("key")
+    assert entry and label and (entry.value, label.metadata) == (b"1 2 3\nvalue", metadata)
+    assert store.find("tag-199") == ["key"]
+    with redis.Redis(port=server.port) as client:
+        client.set(f"{prefix}foreign", b"2 1 99999999999999999 5\nab", px=60_000)
+        client.set(f"{prefix}other", b"\xff", px=60_000)
+        client.rpush(f"{prefix}list", "item")
+        assert [found.key for found in store.labels()] == ["key"]
+        client.delete(f"{prefix}list")
+
+
+@pytest.mark.slow
+def test_among_many_sessions_those_of_one_user_are_found_at_once(tmp_path: Path) -> None:
+    """20 000 here, which is enough to see that the cost follows the user's sessions only."""
+    clock = Clock()
+    with running_redis(any_redis(), tmp_path) as server:
+        store = RedisStore(server.address, now=clock)
+        store.save("s-0", b"x" * 1000, clock() + 60 * MINUTE, label=Label(b"m" * 400, ("alice",)))
+        with redis.Redis(port=server.port) as client:
+            client.eval(
+                "local value = redis.call('GET', KEYS[1])\n"
+                "for n = 1, 20000 do redis.call('SET', ARGV[1] .. n, value, 'PX', 3600000) end",
+                1, "authservice:s-0", "authservice:t-",
+            )
+        for number in range(1, 1000):
+            store.save(f"s-{number}", b"", clock() + 60 * MINUTE, label=Label(b"m" * 400, ("alice",)))
+        began = time.monotonic()
+        assert len(store.find("alice")) == 1000
+        found = time.monotonic()
+        assert sum(1 for _ in store.labels()) == 21_000
+        print(f"find: {found - began:.3f} s, labels: {time.monotonic() - found:.2f} s")
+        assert found - began < 1
+
+
+# --- when the server goes away ----------------------------------------------------------------
 
 
 def every_call(store: RedisStore, clock: Clock) -> list[Callable[[], object]]:
@@ -239,6 +370,131 @@ def test_a_silent_server_holds_no_thread_again_and_again(tmp_path: Path) -> None
         server.resume()
         until(lambda: answers(store), 5)
         assert store.load("key") is not None
+
+
+def test_the_first_silence_holds_one_thread_and_the_others_only_briefly(tmp_path: Path) -> None:
+    clock = Clock()
+    with running_redis(any_redis(), tmp_path) as server:
+        store = RedisStore(server.address, now=clock)
+        store.save("key", b"value", clock() + MINUTE)
+        server.pause()
+        held: list[float] = []
+
+        def ask(_: int) -> bool:
+            began = time.monotonic()
+            with pytest.raises(StoreDown):
+                store.load("key")
+            held.append(time.monotonic() - began)
+            return True
+
+        assert at_once(8, ask) == 8
+        *others, longest = sorted(held)
+        assert longest < 1.5 and others[-1] < 0.5
+        server.resume()
+        until(lambda: answers(store), 5)
+
+
+def test_a_short_silence_costs_who_waits_for_it_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    with running_redis(any_redis(), tmp_path) as server:
+        store = RedisStore(server.address, now=clock)
+        store.save("key", b"value", clock() + MINUTE)
+        server.pause()
+        later = threading.Timer(0.5, server.resume)
+        later.start()
+        assert store.load("key")  # and so it is known to be there again
+        assert at_once(4, lambda _: store.load("key") is not None) == 4
+        later.join()
+
+
+def test_a_resolver_that_hangs_holds_one_thread_and_the_others_only_briefly(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, asked, clock = threading.Event(), [], Clock()
+    look_up = socket.getaddrinfo
+
+    def hang(host: str, *rest: object) -> object:
+        asked.append(host)
+        assert answer.wait(20)
+        return look_up("127.0.0.1", *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(socket, "getaddrinfo", hang)
+        store = RedisStore(f"redis.example:{free_port()}", now=clock)
+        held: list[float] = []
+
+        def ask(_: int) -> bool:
+            began = time.monotonic()
+            with pytest.raises(StoreDown):
+                store.load("key")
+            held.append(time.monotonic() - began)
+            return True
+
+        at_once(8, ask)
+        assert max(held) < 1.5 and sorted(held)[-2] < 0.5
+        assert asked == ["redis.example"]  # and not one thread more for each call
+        answer.set()
+        until(lambda: not [one for one in threading.enumerate() if one.name == "redis-name"])
+
+
+def test_a_name_without_an_address_is_store_down_at_once() -> None:
+    for name in ("no-such-host.invalid:6379", "x" * 70 + ":6379"):
+        with pytest.raises(StoreDown):
+            RedisStore(name, now=Clock()).load("key")
+
+
+def test_a_demoted_master_behind_one_name_is_left_for_the_new_one(tmp_path: Path) -> None:
+    """As behind a load balancer, or a Service of Kubernetes: connections that stand go on to the old one."""
+    clock = Clock()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    with running_redis(any_redis(), tmp_path / "a") as old, running_redis(any_redis(), tmp_path / "b") as new:
+        wire = Wire(old.port)
+        store = RedisStore(wire.address, now=clock)
+        store.save("key", b"old", clock() + MINUTE)
+        with redis.Redis(port=old.port) as client:
+            client.replicaof("127.0.0.1", new.port)
+        wire.target = new.port
+        assert store.save("key", b"new", clock() + MINUTE)
+        assert store.delete("key")
+        store.ping()
+        wire.close()
+        new.kill()  # it would wait for its replica
+
+
+RIGHTS = (
+    "~authservice:* +get +set +getdel +getrange +del +eval +zadd +zrange +zrem +zremrangebyscore +pttl +pexpire "
+    "+scan +info +select"
+)
+
+
+def test_exactly_these_rights_are_enough(tmp_path: Path) -> None:
+    """docs/redis.md names them."""
+    clock = Clock()
+    document = (Path(__file__).parent.parent / "docs" / "redis.md").read_text("utf-8")
+    assert RIGHTS in " ".join(document.split())
+    with running_redis(require("redis-server"), tmp_path) as server, redis.Redis(port=server.port) as client:
+        client.execute_command("ACL", "SETUSER", "sessions", "on", ">password", "resetchannels", *RIGHTS.split())
+        store = RedisStore(server.address, now=clock, username="sessions", password="password", db=1)
+
+        def everything() -> None:
+            store.ping()
+            store.save("key", b"", clock() + MINUTE, label=Label(b"", ("tag",)))
+            store.save("key", b"", clock() + MINUTE * 2)
+            assert store.save("gone", b"", clock() - MINUTE)
+            assert store.load("key") and store.label("key") and store.find("tag") and list(store.labels())
+            assert store.inspect().problems == ()
+            assert store.delete("key") and members_in_db_1() == 0
+
+        def members_in_db_1() -> int:
+            with redis.Redis(port=server.port, db=1) as other:
+                return int(other.zcard("authservice:tag:tag"))
+
+        everything()
+        for right in RIGHTS.split()[1:]:
+            client.execute_command("ACL", "SETUSER", "sessions", right.replace("+", "-"))
+            client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises((StoreDown, AssertionError)):
+                everything()
+            client.execute_command("ACL", "SETUSER", "sessions", right)
 
 
 def answers(store: RedisStore) -> bool:

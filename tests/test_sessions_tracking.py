@@ -31,7 +31,7 @@ from authservice.sessions.seal import store_key
 from tests.contracts import output, run_python
 from tests.programs import require
 from tests.sample_sessions import a_session
-from tests.servers import RedisServer, any_redis, free_port, running_redis
+from tests.servers import RedisServer, Wire, any_redis, free_port, running_redis
 from tests.test_sessions_redis import SERVERS
 from tests.waiting import until
 
@@ -69,45 +69,6 @@ def watching(store: RedisStore) -> Iterator[Told]:
         yield told
     finally:
         told.watch.stop()
-
-
-class Wire:
-    """A way to a server that can fall silent: what is sent on it then arrives nowhere, and nobody
-    is told. Connections made later are not concerned."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._silent = threading.Event()
-        self._sockets: list[socket.socket] = []
-        self.address = "127.0.0.1:{}".format(self._listener.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def fall_silent(self) -> None:
-        self._silent.set()
-        self._silent = threading.Event()
-
-    def close(self) -> None:
-        self._listener.close()
-        for one in self._sockets:
-            one.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._sockets += [near, far]
-                for source, sink in ((near, far), (far, near)):
-                    threading.Thread(target=self._pass_on, args=(source, sink, self._silent), daemon=True).start()
-
-    @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket, silent: threading.Event) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if not silent.is_set():
-                    sink.sendall(data)
-            sink.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture(scope="module", params=SERVERS)

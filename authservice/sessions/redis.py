@@ -316,7 +316,8 @@ class RedisStore:
         return Labelled(key, value.metadata, value.entry.expires)
 
     def _keys(self) -> Iterator[list[str]]:
-        """The keys of all entries, in batches; one may come twice."""
+        """The keys of all entries, in batches; one may come twice. No key of ours has a colon: what has
+        one belongs to a service whose prefix begins with ours."""
         pattern = _SCAN_MARKS.sub(r"\\\g<0>", self._prefix) + "*"
         start = len(self._prefix.encode())
         for node in self._servers.masters():
@@ -325,7 +326,7 @@ class RedisStore:
                 cursor, names = self._servers.ask_master(
                     node, "SCAN", cursor, "MATCH", pattern, "COUNT", 2 * _BATCH, "TYPE", "string"
                 )
-                yield [name[start:].decode(errors="replace") for name in names]
+                yield [name[start:].decode(errors="replace") for name in names if b":" not in name[start:]]
                 if not cursor:
                     break
 
