@@ -43,7 +43,7 @@ class _Sight(NamedTuple):
     stamp: object
     signs: tuple[object, ...]
     mark: object
-    count: object
+    changes: object
 
 
 class SqliteWatch:
@@ -146,7 +146,7 @@ class SqliteWatch:
         # SQLite's count says something only beside an earlier one of the same connection. It counts
         # what harms no copy too, such as sweeps and logins; the mark beside the entries does not.
         count = self._connection.execute("PRAGMA data_version").fetchall()
-        mark = before.mark if before and before.count == (self._connection, count) else self._read_mark()
+        mark = before.mark if before and before.changes == (self._connection, count) else self._read_mark()
         signs = (self._connection, file_id, mark, number_id, seen)
         stamp = before.stamp if before and before.signs == signs else object()
         until = monotonic() + LOOK_EVERY if number_id else _NEVER
