@@ -209,11 +209,11 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     opened = doors.build(
         settings,
         doors.Parts(
-            flow, entrance, rounds, provider, client, sessions, directory, claim_rules, headers, return_addresses,
-            trust, secure, pages, now, counts,
+            flow, entrance, rounds, provider, client, sessions, directory, pipeline.authenticate, claim_rules, headers,
+            return_addresses, trust, secure, pages, now, counts,
         ),
     )
-    readiness = Readiness({"provider": provider.ensure_known, "store": store.ping})
+    readiness = Readiness({"provider": provider.ensure_known, "store": store.ping, **keepers.probes})
     return Service(
         judging, opened, pages, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules,
         secure, trust, counts, Ledger(counts), keepers.refresher,

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from authservice.app import Clock, build_store, utc_now
 from authservice.errors import SettingsError, StoreDown
+from authservice.moments import counted, in_words, iso
 from authservice.sessions import Store
 from authservice.sessions.directory import Directory, Known, deadline
 from authservice.sessions.labels import Labels
@@ -158,7 +159,7 @@ class _Sessions:
             _tell("no such session" if user is not None or age is not None else "nobody is logged in")
             return NOTHING_FOUND
         if not self._json:
-            print(f"\n{_count(count)}")
+            print(f"\n{counted(count, 'session')}")
         return OK
 
     def _show(self, prefix: str) -> int:
@@ -200,7 +201,7 @@ class _Sessions:
                 print(json.dumps({"ended": 0}))
             return NOTHING_FOUND
         whose = "" if user is None else f" of {_shown(user)}"
-        if ask and sys.stdin.isatty() and not _agreed(f"End {_count(len(ids))}{whose}?"):
+        if ask and sys.stdin.isatty() and not _agreed(f"End {counted(len(ids), 'session')}{whose}?"):
             _tell("nothing was ended")
             return NOTHING_FOUND
         self._end(ids)
@@ -214,7 +215,7 @@ class _Sessions:
                 ended += self._directory.end([id])
         finally:
             self._progress.clear()
-            print(json.dumps({"ended": ended}) if self._json else f"{_count(ended)} ended.")
+            print(json.dumps({"ended": ended}) if self._json else f"{counted(ended, 'session')} ended.")
             if ended:
                 _say(_LIVE_ON + "\n")
         return ended
@@ -289,17 +290,17 @@ class _Sessions:
             "id": known.id,
             "user": about.user_id if about else None,
             "issuer": about.issuer if about else None,
-            "created": _iso(about.created) if about else None,
-            "last_seen": _iso(about.last_seen) if about else None,
-            "ends": _iso(self._ends(known)),
+            "created": iso(about.created) if about else None,
+            "last_seen": iso(about.last_seen) if about else None,
+            "ends": iso(self._ends(known)),
             "address": about.address if about else None,
             "user_agent": about.user_agent if about else None,
         }
 
     def _moment(self, moment: datetime) -> str:
-        seconds = int((moment - self._now()).total_seconds())
-        far = _span(abs(seconds))
-        return f"{moment:{_SECOND}} UTC ({'in ' + far if seconds > 0 else far + ' ago'})"
+        span = moment - self._now()
+        far = in_words(abs(span))
+        return f"{moment:{_SECOND}} UTC ({'in ' + far if span > timedelta(0) else far + ' ago'})"
 
 
 _MINUTE, _SECOND = "%Y-%m-%d %H:%M", "%Y-%m-%d %H:%M:%S"
@@ -357,22 +358,6 @@ def _shown(text: str) -> str:
 
 def _fact(value: str | int) -> str:
     return f"{value:,}" if isinstance(value, int) else _shown(value)
-
-
-def _count(number: int) -> str:
-    return f"{number:,} session{'' if number == 1 else 's'}"
-
-
-def _span(seconds: int) -> str:
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            number = seconds // length
-            return f"{number} {unit}{'' if number == 1 else 's'}"
-    return f"{seconds} s"
-
-
-def _iso(moment: datetime) -> str:
-    return f"{moment:%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _since(known: Known) -> tuple[datetime, str]:

@@ -13,10 +13,12 @@ from typing import NamedTuple
 
 from flask import Response
 
+from authservice.account import Account, AccountRules
 from authservice.browsers import Browsers
+from authservice.check import CheckRequest, Reach
 from authservice.entrance import Entrance, Rounds
 from authservice.gateways import Trust
-from authservice.identity import ClaimRules, IdentityHeaders
+from authservice.identity import ClaimRules, Identity, IdentityHeaders
 from authservice.logout import Logout, LogoutRules
 from authservice.oidc.client import Client
 from authservice.oidc.login import LoginFlow
@@ -43,6 +45,7 @@ class Parts(NamedTuple):
     client: Client
     sessions: Sessions
     directory: Directory
+    authenticate: Callable[[CheckRequest, Reach], Identity | None]
     claim_rules: ClaimRules
     headers: IdentityHeaders
     return_addresses: ReturnAddresses
@@ -70,6 +73,7 @@ def build(settings: Settings, parts: Parts) -> Doors:
     )
     site = _site(settings, parts, browsers)
     logout = _logout(settings, parts, browsers)
+    account = _account(settings, parts, browsers, logout.logout)
     return Doors(
         browsers,
         {"callback": site.callback, "login": site.login, "logout": logout.logout},
@@ -79,6 +83,8 @@ def build(settings: Settings, parts: Parts) -> Doors:
             settings.logout_path: logout.logout,
             settings.backchannel_logout_path: logout.back_channel,
             settings.frontchannel_logout_path: logout.front_channel,
+            settings.session_path: account.session,
+            settings.userinfo_path: account.userinfo,
         },
     )
 
@@ -125,6 +131,25 @@ def _logout(settings: Settings, parts: Parts, browsers: Browsers) -> Logout:
             after_logout_url=settings.after_logout_url,
             post_logout_address=settings.post_logout_address,
             auth_header=settings.auth_header,
+        ),
+        now=parts.now,
+        counts=parts.counts,
+    )
+
+
+def _account(settings: Settings, parts: Parts, browsers: Browsers, log_out: Door) -> Account:
+    return Account(
+        authenticate=parts.authenticate,
+        log_out=log_out,
+        directory=parts.directory,
+        browsers=browsers,
+        pages=parts.pages,
+        trust=parts.trust,
+        rules=AccountRules(
+            session_path=settings.session_path,
+            login_path=settings.login_path,
+            session_max_age=settings.session_max_age,
+            idle_timeout=settings.session_idle_timeout,
         ),
         now=parts.now,
         counts=parts.counts,

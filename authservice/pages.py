@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any
@@ -22,13 +23,18 @@ from jinja2.exceptions import TemplateError, TemplateNotFound, TemplateSyntaxErr
 
 from authservice.content_policy import HOLE, InlineCode, content_policy, inline_code
 from authservice.links import NEUTRAL, ascii_url, resolve_url_ref, theme_url, usable
+from authservice.moments import in_words, iso, spelt
 from authservice.themes import ThemeFile, ThemeFiles
 
 GROUPS_SHOWN = 12
 """A denied person sees at most this many names of groups; the rest is a number."""
 
-PAGE_NAMES = ("homepage", "after_logout", "denied", "error", "onward")
+PAGE_NAMES = ("homepage", "after_logout", "denied", "error", "onward", "session")
 
+_SESSION_TEXTS = (
+    *("Since", "SinceISO", "SinceAgo", "Until", "UntilISO", "UntilIn", "IdleLimit"),
+    *("Address", "Browser", "SessionURL"),
+)
 _TEXT_LIMIT = 512
 _HEADINGS = {
     400: "That did not work",
@@ -189,6 +195,37 @@ class Pages:
         page = self._anywhere("onward", {"WayOnURL": target, "Heading": _plain(heading)})
         return Page(page.body, (*page.headers, ("Refresh", f"0; url={ascii_url(target)}")))
 
+    def session(
+        self,
+        *,
+        user_id: str,
+        since: datetime | None,
+        until: datetime,
+        now: datetime,
+        idle_timeout: timedelta | None,
+        address: str,
+        browser: str,
+        others: int,
+        session_url: str,
+    ) -> Page:
+        """A person's own session, and the forms that end it, or all of theirs: POSTed to
+        ``session_url`` with ``end=this`` or ``end=all``. Its referrer policy is as with `denied`."""
+        values = {
+            "UserID": _plain(user_id),
+            "Since": spelt(since) if since else "",
+            "SinceISO": iso(since) if since else "",
+            "SinceAgo": in_words(now - since) if since else "",
+            "Until": spelt(until),
+            "UntilISO": iso(until),
+            "UntilIn": in_words(until - now),
+            "IdleLimit": in_words(idle_timeout) if idle_timeout else "",
+            "Address": _plain(address),
+            "Browser": _plain(browser),
+            "Others": others,
+            "SessionURL": usable(session_url),
+        }
+        return self._anywhere("session", values, forms=(session_url,), referrer="same-origin")
+
     def theme_file(self, path: str) -> ThemeFile | None:
         """A theme's file by its path below ``…/site/themes/``, or ``None``."""
         return self._theme_files.get(path)
@@ -241,8 +278,10 @@ class Pages:
             "Heading": "A heading",
             "WayOnURL": "/",
             "WayOnLabel": "Go on",
+            **dict.fromkeys(_SESSION_TEXTS, "a text"),
+            "Others": 2,
         }
-        bare = {**dict.fromkeys(full, ""), "Groups": [], "GroupsLeftOut": 0, "Status": 500}
+        bare = {**dict.fromkeys(full, ""), "Groups": [], "GroupsLeftOut": 0, "Status": 500, "Others": 0}
         problems = []
         for name in PAGE_NAMES:
             for values in (full, bare):

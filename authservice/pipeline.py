@@ -58,7 +58,7 @@ class Pipeline:
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
             return self._nobody
         try:
-            identity = self._authenticate(check, reach)
+            identity = self.authenticate(check, reach)
             if identity is None:
                 self._ready(reach)
                 return self._login(check)
@@ -70,7 +70,9 @@ class Pipeline:
         except AuthServiceError as error:
             return Deny(error.status, error.reason, error.public, cause=str(error))
 
-    def _authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
+    def authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
+        """Who asks, if anybody; whether they may is another question. Raises `errors.Refused` and
+        `errors.Unavailable`, and `check.NeedsIO` under `Reach.MEMORY`."""
         for authenticator in self._authenticators:
             identity = authenticator.authenticate(check, reach)
             if identity is not None:

@@ -35,12 +35,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "authn": MEANS | {"authn", "kubernetes", "oidc", "sessions"},
     "navigation": set(),
     "same_origin": set(),
+    "moments": set(),
     "pipeline": VALUES | {"authn", "authz"},
     "gateways": VALUES,
     "links": set(),
     "content_policy": {"links"},
     "themes": set(),
-    "pages": VALUES | {"content_policy", "links", "themes"},
+    "pages": VALUES | {"content_policy", "links", "moments", "themes"},
     "entrance": VALUES | {"oidc", "sessions"},
     "judge": MEANS | {"gateways", "pages", "pipeline", "entrance", "navigation"},
     "fastlane": VALUES | {"logs", "ops", "judge"},
@@ -55,6 +56,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "site": MEANS | {
         "navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "browsers", "scrape",
     },
+    "account": MEANS | {"browsers", "entrance", "gateways", "judge", "links", "pages", "sessions"},
     "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
     "authenticators": EVERYTHING,
     "upkeep": EVERYTHING,
@@ -66,7 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 DOORS: dict[str, set[str]] = {
-    "flask": {"app", "browsers", "doors", "judge", "logout", "site", "sessions.interface"},
+    "flask": {"account", "app", "browsers", "doors", "judge", "logout", "site", "sessions.interface"},
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
     "redis": {"sessions.redis_access", "sessions.redis_servers", "sessions.redis_finders", "sessions.tracking"},

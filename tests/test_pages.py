@@ -6,8 +6,10 @@ import base64
 import hashlib
 import logging
 import re
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -76,7 +78,18 @@ def all_pages(pages: Pages) -> dict[str, Page]:
         ),
         "error": pages.error(502, "A sentence.", request_id=RID, way_on_url="/", way_on_label="Start again"),
         "onward": pages.onward("/authservice/site/after_logout"),
+        "session": own_session(pages, user_id="ada@example.org", address="2001:db8::7", browser="Firefox"),
     }
+
+
+def own_session(pages: Pages, **changes: Any) -> Page:
+    now = datetime(2026, 11, 22, 16, 13, 20, tzinfo=timezone.utc)
+    values = {
+        "user_id": "ada", "since": now - timedelta(hours=3), "until": now + timedelta(hours=21), "now": now,
+        "idle_timeout": timedelta(minutes=30), "address": "", "browser": "", "others": 2,
+        "session_url": "/authservice/site/session",
+    }  # fmt: skip
+    return pages.session(**{**values, **changes})
 
 
 def every_shipped_page() -> list[Page]:
@@ -139,6 +152,27 @@ def test_every_status_has_a_page(status: int) -> None:
     assert "a" not in page.tags
 
 
+def test_session_says_since_when_from_where_until_when_and_how_many_more() -> None:
+    page = Markup(all_pages(Pages())["session"])
+    text = " ".join(page.text.split())
+    assert "Since 3 hours ago 22 November 2026, 13:13 UTC" in text
+    assert "Logged in from 2001:db8::7 Firefox" in text
+    assert "Ends in 21 hours 23 November 2026, 13:13 UTC or 30 minutes after you were last here" in text
+    assert "2 other sessions in another browser or on another device" in text
+    assert page.values("time", "datetime") == ["2026-11-22T13:13:20Z", "2026-11-23T13:13:20Z"]
+    assert set(page.values("form", "method")) == {"post"}
+    assert page.values("form", "action") == ["/authservice/site/session"] * 2
+    assert page.values("button", "value") == ["this", "all"]
+
+
+def test_session_leaves_out_what_is_not_known() -> None:
+    bare = Markup(own_session(Pages(), since=None, idle_timeout=None, others=0))
+    text = " ".join(bare.text.split())
+    assert "Since" not in text and "Logged in from" not in text and "last here" not in text
+    assert "No other session" in text and bare.values("button", "value") == ["this"]
+    assert "1 other session in" in " ".join(Markup(own_session(Pages(), others=1)).text.split())
+
+
 def test_onward_takes_the_browser_on_by_itself_and_by_a_link() -> None:
     page = Pages().onward("https://op.example/end?a=b;c&d=é\u2028", heading="You are logged out")
     assert header(page, "Refresh") == "0; url=https://op.example/end?a=b;c&d=%C3%A9%E2%80%A8"
@@ -164,6 +198,7 @@ def test_B20_hostile_words_stay_words_on_every_page() -> None:
             request_id=HOSTILE,
         ),
         "error": pages.error(502, HOSTILE, request_id=HOSTILE, way_on_url="/", way_on_label=HOSTILE),
+        "session": own_session(pages, user_id=HOSTILE, address=HOSTILE, browser=HOSTILE),
     }
     for name, page in hostile.items():
         tags = [tag for tag in Markup(calm[name]).tags]
@@ -224,7 +259,7 @@ def test_addresses_that_run_or_mislead_are_never_on_a_page(url: str) -> None:
 # Headers and content policy
 
 
-@pytest.mark.parametrize("name", ["homepage", "after_logout", "denied", "error", "onward"])
+@pytest.mark.parametrize("name", ["homepage", "after_logout", "denied", "error", "onward", "session"])
 def test_H12_L14_every_page_is_unstored_unframed_and_strict(name: str) -> None:
     page = all_pages(Pages())[name]
     headers = dict(page.headers)
@@ -234,7 +269,7 @@ def test_H12_L14_every_page_is_unstored_unframed_and_strict(name: str) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
     # Under no-referrer a browser sends the logout form with «Origin: null», and the proof is gone.
-    assert headers["Referrer-Policy"] == ("same-origin" if name == "denied" else "no-referrer")
+    assert headers["Referrer-Policy"] == ("same-origin" if name in ("denied", "session") else "no-referrer")
     found = policy(page)
     assert (
         found["default-src"]
@@ -264,7 +299,7 @@ def test_policy_admits_exactly_the_inline_code_that_is_there() -> None:
 def test_only_the_automatic_variant_has_a_script() -> None:
     assert [
         len([1 for tag, _ in Markup(page).inline if tag == "script"]) for page in every_shipped_page()
-    ] == [0, 0, 0, 0, 0, 1, 0]
+    ] == [0, 0, 0, 0, 0, 0, 1, 0]
 
 
 def test_text_that_becomes_a_script_in_a_careless_template_is_not_admitted(tmp_path: Path) -> None:
@@ -364,7 +399,7 @@ def _luminance(colour: str) -> float:
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
-def _contrast(one: str, other: str) -> float:
+def contrast(one: str, other: str) -> float:
     light, dark = sorted((_luminance(one), _luminance(other)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
@@ -388,14 +423,14 @@ def test_contrast_is_AA_everywhere(scheme: int, themed: bool) -> None:
         ("accent-hover", "card"),
     ]
     for ink, ground in text:
-        assert _contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+        assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
     for mark, ground in [
         ("accent", "page"),
         ("accent", "card"),
         ("done", "done-wash"),
         ("stop", "stop-wash"),
     ]:
-        assert _contrast(colours[mark], colours[ground]) >= 3, (mark, ground)
+        assert contrast(colours[mark], colours[ground]) >= 3, (mark, ground)
 
 
 def test_layout_follows_the_direction_of_writing() -> None:
@@ -576,7 +611,7 @@ def test_gitlab_variants_without_a_usable_provider_are_plain_pages(variant: str)
 
 def test_built_in_templates_are_complete() -> None:
     folder = built_in_templates()
-    for name in ("base", "header", "footer", "homepage", "after_logout", "denied", "error"):
+    for name in ("base", "header", "footer", "homepage", "after_logout", "denied", "error", "onward", "session"):
         assert (folder / "default" / f"{name}.html").is_file()
     for variant in VARIANTS:
         assert (folder / variant / "after_logout.html").is_file()
@@ -632,4 +667,4 @@ def test_documented_theme_has_enough_contrast() -> None:
             ("on-accent", "accent"),
             ("accent", "card"),
         ]:
-            assert _contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)
+            assert contrast(colours[ink], colours[ground]) >= 4.5, (ink, ground)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 import pytest
 
 from authservice.pages import Page, Pages
+from tests.test_pages import contrast, own_session
 from tests.waiting import until
 
 pytestmark = pytest.mark.external
@@ -58,7 +60,9 @@ class Site:
         if path in self.pages:
             start("200 OK", list(self.pages[path].headers))
             return [self.pages[path].body]
-        self.asked.append({key: value for key, value in environ.items() if isinstance(value, str)})
+        asked = {key: value for key, value in environ.items() if isinstance(value, str)}
+        asked["body"] = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)).decode()
+        self.asked.append(asked)
         start("200 OK", [("Content-Type", "text/html")])
         return [b"<title>elsewhere</title>"]
 
@@ -103,6 +107,65 @@ def test_pages_load_their_theme_and_break_no_rule_of_their_policy(site: Site, ta
         assert tab.evaluate("document.documentElement.scrollWidth") <= 320, path  # WCAG 2.2, 1.4.10
     assert complaints == []
     assert [found["PATH_INFO"] for found in site.asked] == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_own_session_fits_and_can_be_read_on_every_screen(
+    site: Site, chromium: Any, scheme: str, width: int
+) -> None:
+    """WCAG 2.2, 1.4.10 (no scrolling in two directions), 1.4.3 (contrast), 2.5.8 (size of targets)."""
+    site.pages = {"/authservice/site/session": own_session(
+        Pages(client_name="x" * 80), user_id="y" * 200, address="2001:db8:aaaa:bbbb:cccc:dddd:eeee:ffff",
+        browser="Mozilla/5.0(" + "z" * 180, others=12_345,
+    )}
+    context = chromium.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    tab = context.new_page()
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.goto(site.url("/authservice/site/session"))
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    for selector in (".facts dt", ".facts dd", ".aside", "h1", ".button:not(.button-quiet)", ".button-quiet"):
+        ink, ground = tab.evaluate(_COLOURS, selector)
+        assert contrast_shown(ink, ground) >= 4.5, (selector, ink, ground)
+    boxes = [button.bounding_box() for button in tab.query_selector_all("button")]
+    assert len(boxes) == 2 and all(box["height"] >= 44 and box["x"] + box["width"] <= width for box in boxes)
+    assert complaints == []
+    context.close()
+
+
+_COLOURS = """selector => {
+  const found = document.querySelector(selector);
+  let behind = found;
+  while (/^rgba\\(.*, 0\\)$/.test(getComputedStyle(behind).backgroundColor)) behind = behind.parentElement;
+  return [getComputedStyle(found).color, getComputedStyle(behind).backgroundColor];
+}"""
+
+
+def contrast_shown(ink: str, ground: str) -> float:
+    """Of two colours as browsers write them."""
+    def spelt(colour: str) -> str:
+        return "#" + "".join(f"{int(part):02x}" for part in re.findall(r"[0-9]+", colour)[:3])
+
+    return contrast(spelt(ink), spelt(ground))
+
+
+@pytest.mark.parametrize(("label", "body"), [("Log out here", b"end=this"), ("Log out everywhere", b"end=all")])
+@pytest.mark.parametrize("scripts", [True, False])
+def test_the_forms_of_the_own_session_say_what_and_prove_where_they_stand(
+    site: Site, chromium: Any, label: str, body: bytes, scripts: bool
+) -> None:
+    site.pages = {"/deep/session": own_session(Pages(), session_url="/authservice/site/session")}
+    context = chromium.new_context(java_script_enabled=scripts)
+    tab = context.new_page()
+    tab.goto(site.url("/deep/session"))
+    tab.click(f"text={label}")
+    tab.wait_for_url(site.url("/authservice/site/session"))
+    [request] = site.requests("/authservice/site/session")
+    assert request["REQUEST_METHOD"] == "POST" and request["body"].encode() == body
+    assert request["HTTP_ORIGIN"] == site.url("") and request["HTTP_SEC_FETCH_SITE"] == "same-origin"
+    assert request["HTTP_SEC_FETCH_MODE"] == "navigate"
+    context.close()
 
 
 def test_H12_hostile_words_run_nothing_and_leak_nothing(site: Site, tab: Any) -> None:

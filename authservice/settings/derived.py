@@ -41,6 +41,16 @@ class Settings(Declared):
         return join_path(self.prefix_path, "logout")
 
     @property
+    def session_path(self) -> str:
+        """The page about a person's own session."""
+        return join_path(self.prefix_path, "site/session")
+
+    @property
+    def userinfo_path(self) -> str:
+        """Who they are, for scripts of a page."""
+        return join_path(self.prefix_path, "userinfo")
+
+    @property
     def backchannel_logout_path(self) -> str:
         """Where the provider sends logout tokens."""
         return join_path(self.prefix_path, "backchannel-logout")
