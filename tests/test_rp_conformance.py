@@ -3,8 +3,7 @@
 The provider judges as the certification suite does: a token is taken for refused when userinfo is
 not called, and every call to it must be one that it published. Beyond that, the outcome of the
 login itself is looked at. The suite's issuers have a path and end in a slash, and so does ours.
-Logout is judged here by what is sent to the provider and by what is believed of its notices; what
-is answered to them is tested where they are answered.
+In the modules about logout the whole service is asked, as a browser and the provider ask it.
 """
 
 from __future__ import annotations
@@ -17,15 +16,7 @@ import jwt
 import pytest
 
 from authservice.errors import NotReady, ProviderWrong, SessionOver
-from authservice.oidc.login import Finished
-from authservice.oidc.logout import (
-    LogoutNotice,
-    LogoutRefused,
-    end_session_url,
-    provider_origins,
-    read_front_channel,
-    read_logout_form,
-)
+from tests.conftest import CLIENT_ID, CLIENT_SECRET, Answer, Browser, ask
 from tests.provider import Call, FakeProvider, nasty_sid, public_jwk, rsa_key
 from tests.relying_party import RelyingParty, held
 
@@ -167,75 +158,103 @@ def rotation(fake: FakeProvider) -> None:
 # --- §3.3: logout -----------------------------------------------------------------------------
 
 AFTER_LOGOUT = "https://app.example/authservice/site/after_logout"
+SITE = 8082
+ServiceModule = Callable[[Browser], None]
 
 
-def end_session(fake: FakeProvider) -> tuple[RelyingParty, Finished, str]:
-    """A login and a logout that we began: the session, and where the browser lands."""
-    fake.has_end_session = True
-    fake.new_sid = nasty_sid
-    fake.post_logout_addresses = {AFTER_LOGOUT}
-    rp = RelyingParty(fake)
-    finished = rp.login()
-    url = end_session_url(
-        rp.provider.metadata(), client_id=fake.client_id, id_token=finished.id_token,
-        return_to=AFTER_LOGOUT, state="a-state-of-ours",
-    )  # fmt: skip
-    landed = fake.authorize_location(url or "")
-    (call,) = fake.calls("end_session")
-    assert call.query["id_token_hint"] == finished.id_token
+@pytest.fixture
+def provider() -> Iterator[FakeProvider]:
+    """The provider of the whole service. Its ``sid`` are as nasty as the suite's (D20)."""
+    with FakeProvider(client_id=CLIENT_ID, client_secret=CLIENT_SECRET, path="/test/a/authservice/") as fake:
+        fake.has_end_session = True
+        fake.new_sid = nasty_sid
+        fake.post_logout_addresses = {AFTER_LOGOUT}
+        yield fake
+        assert not fake.calls("unknown"), "nothing was called that was not published (D9)"
+
+
+@pytest.fixture
+def person(provider: FakeProvider, make_browser: Callable[..., Browser]) -> Browser:
+    """A person's browser in front of the service."""
+    return make_browser(REDIRECT_URL="https://app.example/authservice/oidc/callback")
+
+
+def log_out(person: Browser) -> str:
+    """A login, and a logout that we begin: where the browser lands."""
+    person.log_in()
+    answer = person.send("POST", "/authservice/logout", Sec_Fetch_Site="same-origin")
+    assert answer.status == 201 and person.session is None
+    landed = person.provider.authorize_location(answer.json["afterLogoutURL"])
+    (call,) = person.provider.calls("end_session")
+    assert call.query["id_token_hint"] in person.provider._issued
     assert call.query["post_logout_redirect_uri"] == AFTER_LOGOUT and call.query["state"]
-    _judge_requests(rp)
-    return rp, finished, landed
+    page = person.get(landed.removeprefix("https://app.example"), port=SITE)
+    assert page.status == 200 and "logged out" in page.text and not page.all("Location")
+    assert person.get("/", Sec_Fetch_Mode="cors").status == 401
+    return landed
 
 
-def rp_init_logout(answered: str, *misbehaviours: str) -> Module:
+def rp_init_logout(answered: str, *misbehaviours: str) -> ServiceModule:
     """The state that comes back decides nothing: the page that is landed on is the same."""
 
-    def module(fake: FakeProvider) -> None:
+    def module(person: Browser) -> None:
         for name in misbehaviours:
-            fake.misbehave(name)
-        assert end_session(fake)[2] == AFTER_LOGOUT + answered
+            person.provider.misbehave(name)
+        landed = log_out(person)
+        (call,) = person.provider.calls("end_session")
+        assert landed == AFTER_LOGOUT + answered.format(call.query["state"])
 
     return module
 
 
-def back_channel(wrong: str = "") -> Module:
+def back_channel(wrong: str = "") -> ServiceModule:
     """The logout token comes while our end-session request is still open."""
 
-    def module(fake: FakeProvider) -> None:
-        answers: list[LogoutNotice | LogoutRefused] = []
+    def module(person: Browser) -> None:
+        answers: list[Answer] = []
 
         def notify(call: Call) -> None:
             claims = jwt.decode(call.query["id_token_hint"], options={"verify_signature": False})
-            token = fake.logout_token(wrong, sub=claims["sub"], sid=claims["sid"])
+            token = person.provider.logout_token(wrong, sub=claims["sub"], sid=claims["sid"])
             form = urlencode({"logout_token": token, "extra": "field"}).encode()
-            try:
-                answers.append(rp.back_channel.read(read_logout_form("application/x-www-form-urlencoded", form)))
-            except LogoutRefused as refused:
-                answers.append(refused)
+            headers = {"Content-Type": "application/x-www-form-urlencoded"}
+            answers.append(ask(
+                person.app, "POST", "/authservice/backchannel-logout", port=SITE, headers=headers, body=form
+            ))  # fmt: skip
 
-        rp = RelyingParty(fake)
-        fake.on_end_session = notify
-        _, finished, _ = end_session(fake)
+        person.provider.on_end_session = notify
+        log_out(person)
         (answer,) = answers
-        if wrong:
-            assert isinstance(answer, LogoutRefused)
-        else:
-            assert isinstance(answer, LogoutNotice)
-            assert answer.sid == finished.provider_sid and answer.subject == finished.claims["sub"]
+        assert answer.status == (400 if wrong else 200)
+        assert answer.header("Cache-Control") == "no-store"
 
     return module
 
 
-def front_channel(fake: FakeProvider) -> None:
+def framed(person: Browser, query: str) -> Answer:
+    """The provider's page shows our logout address in a frame; that it loads is what counts."""
+    answer = person.get(f"/authservice/frontchannel-logout{query}", port=SITE, Sec_Fetch_Dest="iframe")
+    assert (answer.status, answer.header("Cache-Control")) == (200, "no-store")
+    assert not answer.all("X-Frame-Options")
+    policy = answer.header("Content-Security-Policy") or ""
+    assert f"frame-ancestors {person.provider.origin}" in policy
+    return answer
+
+
+def front_channel_after_ours(person: Browser) -> None:
+    """The frame comes between our end-session request and the way back."""
+    log_out(person)
+    framed(person, "")
+
+
+def front_channel_begun_by_the_provider(person: Browser) -> None:
     """Without parameters, as the suite has it by default, and with them, put in as they are."""
-    rp = RelyingParty(fake)
-    fake.new_sid = nasty_sid
-    finished = rp.login()
-    assert read_front_channel("", fake.issuer).ends(finished.provider_sid)
-    query = urlencode({"iss": fake.issuer, "sid": finished.provider_sid})
-    assert read_front_channel(query, fake.issuer).ends(finished.provider_sid)
-    assert fake.origin in provider_origins(rp.provider.metadata()), "may frame the page"
+    for parameters in (False, True):
+        person.log_in()
+        sid = list(person.provider._refresh_tokens.values())[-1].sid or ""
+        query = "?" + urlencode({"iss": person.provider.issuer, "sid": sid}) if parameters else ""
+        assert "logged out" in framed(person, query).text
+        assert person.session is None and person.get("/", Sec_Fetch_Mode="cors").status == 401
 
 
 # --- §3.4: refresh and others -----------------------------------------------------------------
@@ -289,14 +308,12 @@ CONFIG: dict[str, Module] = {
     "oidcc-client-test-signing-key-rotation": rotation,
 }
 _BACK_CHANNEL = "oidcc-client-test-rp-backchannel-rpinitlogout"
-RP_INITIATED: dict[str, Module] = {
-    "oidcc-client-test-rp-init-logout": rp_init_logout("?state=a-state-of-ours"),
-    "oidcc-client-test-rp-init-logout-other-state": rp_init_logout(
-        "?state=a-state-of-ours-other", "end_session_other_state"
-    ),
+RP_INITIATED: dict[str, ServiceModule] = {
+    "oidcc-client-test-rp-init-logout": rp_init_logout("?state={}"),
+    "oidcc-client-test-rp-init-logout-other-state": rp_init_logout("?state={}-other", "end_session_other_state"),
     "oidcc-client-test-rp-init-logout-no-state": rp_init_logout("", "end_session_no_state"),
 }
-BACK_CHANNEL: dict[str, Module] = {
+BACK_CHANNEL: dict[str, ServiceModule] = {
     _BACK_CHANNEL: back_channel(),
     f"{_BACK_CHANNEL}-alg-none": back_channel("alg_none"),
     f"{_BACK_CHANNEL}-no-event": back_channel("no_event"),
@@ -306,9 +323,9 @@ BACK_CHANNEL: dict[str, Module] = {
     f"{_BACK_CHANNEL}-wrong-event": back_channel("wrong_event"),
     f"{_BACK_CHANNEL}-wrong-iss": back_channel("wrong_iss"),
 }
-FRONT_CHANNEL: dict[str, Module] = {
-    "oidcc-client-test-rp-frontchannel-rpinitlogout": front_channel,
-    "oidcc-client-test-rp-frontchannel-opinitlogout": front_channel,
+FRONT_CHANNEL: dict[str, ServiceModule] = {
+    "oidcc-client-test-rp-frontchannel-rpinitlogout": front_channel_after_ours,
+    "oidcc-client-test-rp-frontchannel-opinitlogout": front_channel_begun_by_the_provider,
 }
 REFRESH: dict[str, Module] = {
     "oidcc-client-test-refresh-token": refresh_token,
@@ -329,18 +346,18 @@ def test_config_rp(fake: FakeProvider, module: str) -> None:
 
 
 @pytest.mark.parametrize("module", RP_INITIATED)
-def test_rp_initiated_logout(fake: FakeProvider, module: str) -> None:
-    RP_INITIATED[module](fake)
+def test_rp_initiated_logout(person: Browser, module: str) -> None:
+    RP_INITIATED[module](person)
 
 
 @pytest.mark.parametrize("module", BACK_CHANNEL)
-def test_back_channel_logout(fake: FakeProvider, module: str) -> None:
-    BACK_CHANNEL[module](fake)
+def test_back_channel_logout(person: Browser, module: str) -> None:
+    BACK_CHANNEL[module](person)
 
 
 @pytest.mark.parametrize("module", FRONT_CHANNEL)
-def test_front_channel_logout(fake: FakeProvider, module: str) -> None:
-    FRONT_CHANNEL[module](fake)
+def test_front_channel_logout(person: Browser, module: str) -> None:
+    FRONT_CHANNEL[module](person)
 
 
 @pytest.mark.parametrize("module", REFRESH)
