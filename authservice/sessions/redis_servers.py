@@ -23,8 +23,9 @@ from redis.crc import key_slot
 from authservice.errors import StoreDown
 from authservice.sessions.redis_access import BRIEF, Access, Gate, Place
 
-FRESH = 1.0
-"""Seconds after which it is found out again which servers there are, where no watch does so."""
+FRESH = 0.15
+"""Seconds after which it is found out again which servers there are, where no watch does so: a master
+that was replaced may answer on for long."""
 
 BETWEEN_LOOKS = 0.05
 """Seconds between two attempts to find out, however many calls fail."""
