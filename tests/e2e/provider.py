@@ -90,6 +90,7 @@ class StrictProvider:
         folder: Path,
         redirect_uris: Sequence[str],
         *,
+        post_logout_redirect_uris: Sequence[str] = (),
         claims_in_userinfo_only: bool = True,
         client: Mapping[str, object] | None = None,
     ) -> None:
@@ -102,7 +103,7 @@ class StrictProvider:
             "client_secret": CLIENT_SECRET,
             "redirect_uris": list(redirect_uris),
             "claims_in_userinfo_only": claims_in_userinfo_only,
-            "client": dict(client or {}),
+            "client": {"post_logout_redirect_uris": list(post_logout_redirect_uris), **(client or {})},
             "people": PEOPLE,
         }
         self.program = Program(

@@ -102,7 +102,9 @@ class Stack:
             visit.url
             for person in self.people
             for visit in person.history
-            if visit.url.startswith(self.url) and any(secret in visit.answer.text for secret in secrets)
+            # Who logs out shows the provider's own ID token to the provider (RP-Initiated Logout 1.0 §2).
+            if visit.url.startswith(self.url) and not visit.url.endswith("/authservice/logout")
+            and any(secret in visit.answer.text for secret in secrets)
         ]
         assert not shown, f"S-33: secrets on the pages {shown[:3]}"
 
@@ -121,7 +123,12 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()
     outside = outside or f"http://{HOST}:{port}"
-    provider = StrictProvider(folder, [f"{outside}/authservice/oidc/callback"], **of_provider)
+    provider = StrictProvider(
+        folder,
+        [f"{outside}/authservice/oidc/callback"],
+        post_logout_redirect_uris=[f"{outside}/authservice/site/after_logout"],
+        **of_provider,
+    )
     service = Service(
         folder,
         {

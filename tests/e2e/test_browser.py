@@ -159,19 +159,23 @@ def test_the_login_url_of_a_401_leads_back_to_the_page(context: BrowserContext, 
 def test_L14_logout_and_the_back_button(context: BrowserContext, stack: Stack) -> None:
     page = context.new_page()
     log_in(page, stack.url + "/private?page=1")
+    other = context.new_page()
+    other.goto(stack.url + "/private?page=1")
+    other.goto(stack.url + "/public/start")
     answer = page.evaluate(
         """async () => { const answer = await fetch('/authservice/logout', {method: 'POST'});
                          return [answer.status, await answer.json()] }"""
     )
-    assert answer == [201, {"afterLogoutURL": f"{stack.url}/authservice/site/after_logout"}]
+    assert answer[0] == 201 and list(answer[1]) == ["afterLogoutURL"]
     assert "authservice_session" not in our_cookies(context, stack)
     page.goto(answer[1]["afterLogoutURL"])
+    page.get_by_role("button", name="Yes, sign me out").click()
+    page.wait_for_url(f"{stack.url}/authservice/site/after_logout?state=*")
     expect(page.get_by_role("heading", level=1)).to_contain_text("logged out")
-    # The provider would log the same person in again without a word: it forgets its part here.
-    context.clear_cookies(domain="127.0.0.1")
-    page.go_back()
-    page.wait_for_url(f"{stack.provider.issuer}/login/**")
-    assert "alice" not in page.content()
+    # Nobody logs in again without a word (B43): the provider has forgotten the person, too.
+    other.go_back()
+    other.wait_for_url(f"{stack.provider.issuer}/login/**")
+    assert "alice" not in other.content()
     page.goto(stack.url + "/private?page=1")
     page.wait_for_url(f"{stack.provider.issuer}/login/**")
 
@@ -207,7 +211,8 @@ def test_the_denied_page_and_somebody_else(context: BrowserContext, stack: Stack
     shown = page.locator("body").inner_text()
     assert "carol@example.org" in shown and "system:serviceaccounts" in shown
     page.get_by_role("button", name="Log in as somebody else").click()
-    page.wait_for_url(f"{stack.url}/authservice/site/after_logout")
+    page.get_by_role("button", name="Yes, sign me out").click()
+    page.wait_for_url(f"{stack.url}/authservice/site/after_logout?state=*")
     assert "authservice_session" not in our_cookies(context, stack)
 
 

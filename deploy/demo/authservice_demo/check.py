@@ -97,6 +97,11 @@ class Check:
         answer = self._alice.post(site + "/authservice/logout", headers=own)
         self._step("alice logs out", answer, 201)
         after = answer.json()["afterLogoutURL"]
+        self._must(after.startswith(self._stack.provider), "the way on leads to the provider's own logout")
+        answer = self._alice.get(after)
+        self._step("the provider forgets her, too", answer, 302)
+        after = answer.headers["Location"]
+        self._must(after.startswith(site + "/authservice/site/after_logout"), "it leads back to us")
         self._step("the page after the logout", Browser().get(after), 200)
         replay = Browser()
         replay.cookies.update(cookies)
