@@ -24,7 +24,7 @@ OPEN = "none"
 class Readiness:
     """Looks at each part that a login needs. A probe returns, or raises `errors.Unavailable`."""
 
-    def __init__(self, probes: dict[str, Callable[[], None]]) -> None:
+    def __init__(self, probes: Mapping[str, Callable[[], object]]) -> None:
         self._probes = probes
 
     def report(self) -> dict[str, str]:
@@ -32,7 +32,7 @@ class Readiness:
         return {name: self._ask(probe) for name, probe in self._probes.items()}
 
     @staticmethod
-    def _ask(probe: Callable[[], None]) -> str:
+    def _ask(probe: Callable[[], object]) -> str:
         try:
             probe()
         except Unavailable as error:

@@ -6,8 +6,9 @@ becomes a question, and the answer a record. Part of the composition root; calle
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 import msgspec
@@ -28,6 +29,7 @@ from authservice.errors import (
 from authservice.identity import AuthMethod, ClaimRules, IdentityHeaders, from_claims
 from authservice.oidc.answers import EndpointRefused
 from authservice.oidc.client import Client
+from authservice.oidc.metadata import Metadata
 from authservice.oidc.provider import Provider
 from authservice.oidc.renewal import Held, Renewal, Renewed
 from authservice.ops import Counts
@@ -60,6 +62,8 @@ class Keepers(NamedTuple):
 
     refresher: Refresher
     validation: StrictValidation | None
+    probes: Mapping[str, Callable[[], object]]
+    """What else has to be well before a session authenticates, for `ops.Readiness`."""
 
     @property
     def all(self) -> list[Upkeep]:
@@ -82,12 +86,13 @@ def build(settings: Settings, parts: Parts) -> Keepers:
         counts=parts.counts,
     )
     if not settings.strict_session_validation:
-        return Keepers(refresher, None)
+        return Keepers(refresher, None, {})
     ask = asking(parts.provider, parts.client)
     remember = settings.strict_session_validation_seconds
     return Keepers(
         refresher,
         StrictValidation(parts.sessions, leases, ask, now=parts.now, remember=remember, counts=parts.counts),
+        {"userinfo": partial(_with_userinfo, parts.provider)},
     )
 
 
@@ -142,9 +147,7 @@ def asking(provider: Provider, client: Client) -> Ask:
     """`authn.strict.Ask` by the userinfo endpoint, with the session's own access token."""
 
     def ask(session: Session) -> None:
-        metadata = provider.metadata()
-        if metadata.userinfo_endpoint is None:
-            raise NotReady("STRICT_SESSION_VALIDATION: the provider has no userinfo endpoint")
+        metadata = _with_userinfo(provider)
         try:
             claims = client.userinfo(metadata, session.access_token)
         except EndpointRefused as refused:
@@ -157,3 +160,10 @@ def asking(provider: Provider, client: Client) -> Ask:
             raise SessionOver("userinfo: sub is not the session's")
 
     return ask
+
+
+def _with_userinfo(provider: Provider) -> Metadata:
+    metadata = provider.metadata()
+    if metadata.userinfo_endpoint is None:
+        raise NotReady("STRICT_SESSION_VALIDATION: the provider has no userinfo endpoint")
+    return metadata
