@@ -24,11 +24,18 @@ from tests.programs import require
 from tests.waiting import until
 
 
-def free_port() -> int:
+OF_A_CLUSTER = 55535
+"""The highest port of a node: it talks to the others on the one 10 000 above."""
+
+
+def free_port(highest: int = 65535) -> int:
     """A port of 127.0.0.1 that nobody listens on now. Somebody may by the time it is used."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    while True:
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = int(listener.getsockname()[1])
+        if port <= highest:
+            return port
 
 
 def any_redis() -> str:
@@ -64,7 +71,7 @@ class RedisServer:
     def start(self) -> None:
         """Starts it, on the same port as before if it ran before, and waits until it answers."""
         for _ in range(5):
-            port = self.port or free_port()
+            port = self.port or free_port(OF_A_CLUSTER if "--cluster-enabled" in self._options else 65535)
             self._process = self._spawn(port)
             process = self._process
             until(lambda: process.poll() is not None or _answers(port))
@@ -318,9 +325,10 @@ def running_cluster(program: str, folder: Path, *, replicas: int = 1) -> Iterato
             cluster.ask(server, "CLUSTER", "SET-CONFIG-EPOCH", number)
         for server in servers[1:]:
             cluster.ask(servers[0], "CLUSTER", "MEET", "127.0.0.1", server.port)
-        until(lambda: all(len(cluster.ask(one, "CLUSTER", "NODES").splitlines()) == len(servers) for one in servers), 30)
-        for number, replica in enumerate(cluster.replicas):
-            name = cluster.ask(cluster.masters[number % 3], "CLUSTER", "MYID").decode()
+        number = len(servers)
+        until(lambda: all(len(cluster.ask(one, "CLUSTER", "NODES").splitlines()) == number for one in servers), 30)
+        for turn, replica in enumerate(cluster.replicas):
+            name = cluster.ask(cluster.masters[turn % 3], "CLUSTER", "MYID").decode()
             until(lambda name=name, replica=replica: _accepted(cluster, replica, name), 20)
         cluster.settle()
         yield cluster

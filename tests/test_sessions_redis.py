@@ -18,7 +18,7 @@ from authservice.sessions import Label, to_microseconds
 from authservice.sessions.redis import KEY_PREFIX, RedisStore
 from tests.contracts import MINUTE, Clock, StoreContract, at_once
 from tests.programs import require
-from tests.servers import Certificates, RedisServer, Wire, any_redis, free_port, running_redis
+from tests.servers import OF_A_CLUSTER, Certificates, RedisServer, Wire, any_redis, free_port, running_redis
 from tests.waiting import until
 
 pytestmark = pytest.mark.external
@@ -216,7 +216,7 @@ def test_sentinels_and_servers_with_tls_and_users_of_their_own(tmp_path: Path) -
     (tmp_path / "data").mkdir()
     file = tmp_path / "sentinel.conf"
     lines = [f"{name[2:]} {value}" for name, value in pairs(files.options(sentinel_port, clients=True))]
-    lines += ["tls-replication yes", "user sessions on >sentinel allchannels -@all +sentinel|master", "requirepass other"]
+    lines += ["tls-replication yes", "requirepass other", "user sessions on >sentinel -@all +sentinel|master"]
     lines += [f"sentinel monitor main 127.0.0.1 {data_port} 1", "sentinel auth-pass main master"]
     file.write_text("\n".join(lines) + "\n")
     sentinel = RedisServer(require("redis-server"), tmp_path, before=(str(file), "--sentinel"))
@@ -240,7 +240,7 @@ def test_sentinels_and_servers_with_tls_and_users_of_their_own(tmp_path: Path) -
 
 
 def test_a_cluster_with_tls_and_a_user_of_few_rights(tmp_path: Path) -> None:
-    files, port, clock = Certificates(tmp_path), free_port(), Clock()
+    files, port, clock = Certificates(tmp_path), free_port(OF_A_CLUSTER), Clock()
     rights = f"{RIGHTS} {WATCH_RIGHTS} +role +cluster|info +cluster|slots +asking".replace("+select", "")
     options = (*files.options(port, clients=True), "--cluster-enabled", "yes", "--tls-cluster", "yes")
     user = ("--user", "sessions", "on", ">data", *rights.split())

@@ -8,13 +8,12 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
+from authservice.check import Reach
 from authservice.errors import StoreDown
 from authservice.sessions import Label
 from authservice.sessions.live import Sessions
@@ -23,7 +22,6 @@ from authservice.sessions.redis_access import Place
 from authservice.sessions.redis_finders import SentinelFinder
 from authservice.sessions.seal import store_key
 from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
-from tests.programs import require
 from tests.sample_sessions import a_session
 from tests.servers import RedisCluster, RedisFamily, RedisServer, any_redis, free_port, running_cluster, running_sentinels
 from tests.test_sessions_tracking import AT_ONCE, now, passes, passes_from_memory, remembering, watching
@@ -150,8 +148,6 @@ class Load:
             thread.join()
 
     def _ask(self, work: list[tuple[Sessions, str, bool]]) -> None:
-        from authservice.check import Reach
-
         while not self._done.is_set():
             for sessions, secret, lives in work:
                 began = time.monotonic()
@@ -183,8 +179,6 @@ def after_failover(sessions: Sessions, elsewhere: Sessions, alive: list[str]) ->
 
 
 def passes_now(sessions: Sessions, secret: str) -> bool:
-    from authservice.check import Reach
-
     try:
         return sessions.load(secret, Reach.NETWORK) is not None
     except StoreDown:
@@ -276,7 +270,6 @@ def test_k11_a_master_of_a_cluster_is_gone(cluster: RedisCluster, prefix: str, h
 
 
 def test_a_slot_that_moves_takes_its_sessions_along(cluster: RedisCluster, prefix: str) -> None:
-    """To a master that has none yet, so that nobody follows it when the first answer comes from there."""
     cluster.settle()
     one, other = (RedisStore(cluster.address, now=now, mode="cluster", prefix=prefix) for _ in range(2))
     with remembering(one) as sessions, remembering(other) as elsewhere:
@@ -448,3 +441,18 @@ assert watch.stamp()
 print('both')
 """
     assert output(run_python(code)) == "both"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nothing_is_known_when_nobody_looks_who_the_master_is(family: RedisFamily, prefix: str) -> None:
+    family.settle()
+    store = RedisStore(family.address, now=now, mode="sentinel", prefix=prefix)
+    with watching(store) as told:
+
+        def broken() -> None:
+            raise RuntimeError
+
+        store._servers.look = broken  # type: ignore[assignment, method-assign]
+        until(lambda: told.watch.stamp() is None)
+        until(lambda: not [one for one in threading.enumerate() if one.name == "session-masters"])
+        assert told.watch.stamp() is None

@@ -151,8 +151,8 @@ class RedisStore:
         places = Address.parse(address)
         if mode == "standalone" and len(places.places) > 1:
             raise ValueError("several addresses, but one server")
-        tls = {"ca_bundle": ca_bundle, "client_cert": client_cert, "client_key": client_key}
-        us = {"username": username, "password": password, **tls}
+        tls: dict[str, Any] = {"ca_bundle": ca_bundle, "client_cert": client_cert, "client_key": client_key}
+        us: dict[str, Any] = {"username": username, "password": password, **tls}
         finder: Finder = OneServer(places.places[0])
         if mode == "sentinel":
             theirs = Access(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from datetime import timedelta
+from typing import Any
 
 import redis
 
@@ -77,7 +78,7 @@ class ClusterFinder:
         self._nodes = {place: _informant(access, place) for place in places}
         self._found: Found | None = None
         self._told: object = None
-        self._asked: Place | None = None
+        self._asked = ""
 
     def find(self) -> Found:
         """All masters are asked, since one that was cut off from the others still calls itself one;
@@ -93,7 +94,10 @@ class ClusterFinder:
             raise StoreDown("session store: no node says that the cluster is well")
         _, place, slots = max(answers, key=lambda answer: answer[0])
         if self._found is None or slots != self._told or place.host != self._asked:
-            self._found, others = _read_slots(slots, place.host)
+            try:
+                self._found, others = _read_slots(slots, place.host)
+            except (ValueError, TypeError, LookupError) as error:
+                raise StoreDown("session store: a node does not say who has which slots") from error
             self._told, self._asked = slots, place.host
             for other in (*self._found.masters, *others):
                 if other not in self._nodes:
@@ -102,7 +106,7 @@ class ClusterFinder:
                 self._nodes.pop(gone).close()
         return self._found
 
-    def _ask(self, place: Place) -> tuple[int, Place, list[object]] | None:
+    def _ask(self, place: Place) -> tuple[int, Place, list[Any]] | None:
         try:
             said, slots = self._nodes[place].ask_all([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
             state = dict(line.split(b":", 1) for line in said.splitlines() if b":" in line)
@@ -121,14 +125,14 @@ class ClusterFinder:
             node.gate.begin_anew()
 
 
-def _read_slots(ranges: list[object], asked: str) -> tuple[Found, set[Place]]:
+def _read_slots(ranges: list[Any], asked: str) -> tuple[Found, set[Place]]:
     """The masters with their slots, and the replicas, of an answer to CLUSTER SLOTS: a list of
     first slot, last slot, and the nodes that have them, the master first. A node that does not know
     its own address is where it was asked."""
     indexes: dict[Place, int] = {}
     others: set[Place] = set()
     slots = array("h", [-1]) * _SLOTS
-    for first, last, *nodes in ranges:  # type: ignore[misc]
+    for first, last, *nodes in ranges:
         master, *replicas = (Place((node[0] or b"").decode() or asked, int(node[1])) for node in nodes)
         index = indexes.setdefault(master, len(indexes))
         slots[first : last + 1] = array("h", [index]) * (last + 1 - first)

@@ -143,12 +143,14 @@ class Servers:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        self._process = os.getpid()
+        """After a fork too, which another thread may have held the locks through. When threads do this
+        at the same time, each releases what it acquired."""
         self._lock = threading.Lock()
         self._looked = self._attempted = -FRESH
         self._finder.begin_anew()
         for node in list(self._nodes.values()):
             node.gate.begin_anew()
+        self._process = os.getpid()
 
     def ask(self, name: str, *command: Any) -> Any:
         """What the server that has the key ``name`` answers. Every failure is `errors.StoreDown`; only
@@ -237,14 +239,15 @@ class Servers:
             return view
         if view is None:
             return self._look_after(None) or self._nobody_knows()
-        if self._lock.acquire(blocking=False):
+        lock = self._lock
+        if lock.acquire(blocking=False):
             try:
                 self._look()
             except StoreDown:
                 pass  # the servers may be there all the same
             finally:
                 self._looked = monotonic()
-                self._lock.release()
+                lock.release()
         return self._view or view
 
     def _nobody_knows(self) -> View:
@@ -253,7 +256,8 @@ class Servers:
     def _look_after(self, seen: View | None) -> View | None:
         """What is found out after a call failed with the view that it had ``seen``; ``None`` when
         that cannot be said now. Whoever comes while another one is finding out waits only briefly."""
-        if not self._lock.acquire(timeout=BRIEF.total_seconds()):
+        lock = self._lock
+        if not lock.acquire(timeout=BRIEF.total_seconds()):
             return None
         try:
             if self._view is not seen:
@@ -266,7 +270,7 @@ class Servers:
                 raise
             return None
         finally:
-            self._lock.release()
+            lock.release()
 
     def _look(self) -> View:
         doubts = self._doubts

@@ -76,14 +76,16 @@ class _Run:
             self._let_go()
 
     def follow(self) -> None:
-        while not self._stopping.is_set():
-            try:
-                self._look()
-            except StoreDown:
-                self.following = _NOBODY
-            self._stopping.wait(LOOK_EVERY.total_seconds())
-        self.following = _NOBODY
-        self._let_go()
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._look()
+                except StoreDown:
+                    self.following = _NOBODY
+                self._stopping.wait(LOOK_EVERY.total_seconds())
+        finally:  # whatever ended it: nobody looks any more, so nothing is known
+            self.following = _NOBODY
+            self._let_go()
 
     def _look(self) -> None:
         vouched = self._servers.look()
