@@ -273,9 +273,8 @@ class Logout:
     def _notice_refused(self, by: EndedBy, error: LogoutRefused | Unavailable) -> Response:
         status, cause = (400, error.check) if isinstance(error, LogoutRefused) else (503, error.reason.value)
         self._counts.add(Metric.NOTICES_REFUSED, by.value)
-        log.warning(
-            Event.NOTICE_REFUSED.value, extra={**request_log_fields(), "by": by, "status": status, "cause": cause}
-        )
+        fields = {**request_log_fields(), "by": by, "status": status, "cause": cause}
+        log.warning(Event.NOTICE_REFUSED.value, extra=fields)
         answer = flask.jsonify({"error": "invalid_request" if status == 400 else "temporarily_unavailable"})
         answer.status_code = status
         answer.headers.update([NO_STORE])

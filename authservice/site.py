@@ -118,7 +118,8 @@ class Site:
         answer = self._land(finished.return_to or self.rules.homepage_url)
         if finished.served_cookie:
             self._browsers.drop_cookie(answer, finished.served_cookie)
-        self._browsers.keep_cookie(answer, self._rounds.cookie_name, self._rounds.one_more(cookies), ROUNDS_WINDOW)
+        rounds = self._rounds
+        self._browsers.keep_cookie(answer, rounds.cookie_name, rounds.one_more(cookies), ROUNDS_WINDOW)
         return answer
 
     def _log_in(self, finished: Finished) -> Identity:
