@@ -37,7 +37,12 @@ def test_the_sessions_own_token_is_sent_over_one_connection(
     assert server is not None
     accepted: list[object] = []
     accept = server.get_request
-    monkeypatch.setattr(server, "get_request", lambda: (accepted.append(1), accept())[1])
+
+    def counted() -> object:
+        accepted.append(None)
+        return accept()
+
+    monkeypatch.setattr(server, "get_request", counted)
     record = service(browser).sessions.record(browser.session or "")
     assert record is not None
     for _ in range(5):
