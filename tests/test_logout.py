@@ -23,6 +23,7 @@ from authservice.sessions.seal import new_secret
 from tests.conftest import Answer, Browser, Clock, Told, ask
 from tests.provider import LOGOUT_TOKENS, FakeProvider, nasty_sid
 from tests.sample_sessions import WatchedStore, a_session
+from tests.served import exchange, request, serving
 from tests.servers import any_redis, running_redis
 from tests.waiting import until
 
@@ -743,3 +744,31 @@ class TestFrontChannel:
         answer = self.frame(other, self.about(other), Cookie=both)
         assert "logged out" in answer.text
         assert is_in(browser) and not is_in(other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["fast", "gthread"])
+def test_l01_notices_on_a_real_server(environ: dict[str, str], provider: FakeProvider, tmp_path: Path, kind: str) -> None:
+    good = urlencode({"logout_token": provider.logout_token(sid=nasty_sid())}).encode()
+    chunked = urlencode({"logout_token": provider.logout_token(sid=nasty_sid())}).encode()
+    bad = urlencode({"logout_token": provider.logout_token("bad_signature", sid=nasty_sid())}).encode()
+
+    def post(body: bytes, *more: str) -> bytes:
+        head = ["POST /authservice/backchannel-logout HTTP/1.1", "Host: app.example", f"Content-Type: {FORM}",
+                "Connection: close", *more, "", ""]
+        return "\r\n".join(head).encode() + body
+
+    def whole(body: bytes) -> bytes:
+        return post(body, f"Content-Length: {len(body)}")
+
+    with serving({**environ, "WORKER_CLASS": kind}, tmp_path) as served:
+        for data, status in [
+            (whole(good), 200), (whole(good), 400), (whole(bad), 400), (whole(b"x=" + b"x" * MAX_FORM), 400),
+            (post(b"%x\r\n%s\r\n0\r\n\r\n" % (len(chunked), chunked), "Transfer-Encoding: chunked"), 200),
+            (whole(b"logout_token=" + b"x" * (10 << 20)), 413 if kind == "fast" else 400),
+            (request("/authservice/backchannel-logout", close=True), 405),
+            (request("/authservice/frontchannel-logout?iss=x&sid=y", close=True), 400),
+            (request("/authservice/frontchannel-logout", close=True), 200),
+        ]:
+            (answer,) = exchange(served.site, data)
+            assert answer.status == status, (data[:300], answer)
