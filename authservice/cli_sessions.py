@@ -28,7 +28,7 @@ from authservice.moments import counted, in_words, iso
 from authservice.sessions import Store
 from authservice.sessions.directory import Directory, Known, deadline
 from authservice.sessions.labels import Labels
-from authservice.sessions.seal import Keyring
+from authservice.sessions.seal import Keyring, session_key
 from authservice.settings import Settings, load
 
 OK, NOTHING_FOUND, USAGE_OR_SETTINGS, STORE_DOWN, INTERRUPTED = 0, 1, 2, 3, 130
@@ -243,27 +243,33 @@ class _Sessions:
             if before is None or (known.about and known.about.created <= before):
                 yield known
 
-    def _resolve(self, prefixes: Iterable[str]) -> tuple[list[str], int]:
-        """The whole ids, and the exit status that what was not found asks for."""
-        ids: dict[str, None] = {}
-        status = OK
-        for prefix in prefixes:
-            named = prefix.strip().lower()
+    def _resolve(self, prefixes: Sequence[str]) -> tuple[list[str], int]:
+        """The whole ids, and the exit status that what was not found asks for. All sessions are looked
+        through once, unless every id is a whole one."""
+        found: dict[str, list[str]] = {prefix.strip().lower(): [] for prefix in prefixes}
+        for named in found:
             if len(named) < SHORTEST_PREFIX:
-                _tell(f"{_shown(prefix)}: too short; name at least {SHORTEST_PREFIX} characters of an id")
+                _tell(f"{named}: too short; name at least {SHORTEST_PREFIX} characters of an id")
                 return [], USAGE_OR_SETTINGS
-            found = self._directory.matching(named)
-            if len(found) > 1:
-                _tell(f"{_shown(prefix)}: {len(found)} sessions begin so; name more of the id")
+        whole = [named for named in found if session_key(named)]
+        found |= {named: [named] for named in whole if self._directory.show(named)}
+        beginnings = tuple(named for named in found if named not in whole)
+        for id in self._progress.over(self._directory.ids() if beginnings else ()):
+            if id.startswith(beginnings):
+                for named in beginnings:
+                    if id.startswith(named):
+                        found[named].append(id)
+        self._progress.clear()
+        for named, ids in found.items():
+            if len(ids) > 1:
+                _tell(f"{named}: {len(ids)} sessions begin so; name more of the id")
                 return [], USAGE_OR_SETTINGS
-            if not found:
-                status = self._unknown(prefix)
-            ids.update(dict.fromkeys(found))
-        return list(ids), status
+        missing = [self._unknown(named) for named, ids in found.items() if not ids]
+        return list(dict.fromkeys(id for ids in found.values() for id in ids)), max(missing, default=OK)
 
     @staticmethod
     def _unknown(prefix: str) -> int:
-        _tell(f"{_shown(prefix)}: no such session")
+        _tell(f"{prefix}: no such session")
         return NOTHING_FOUND
 
     def _ends(self, known: Known) -> datetime:

@@ -61,12 +61,9 @@ class Directory:
         found = self._store.label(key) if key else None
         return self._known(found) if found else None
 
-    def matching(self, prefix: str) -> list[str]:
-        """The ids that begin so. Asks for all sessions, unless it is a whole id."""
-        if session_key(prefix):
-            return [prefix] if self.show(prefix) else []
-        ids = (public_id(found.key) for found in self._store.labels())
-        return sorted(id for id in ids if id.startswith(prefix))
+    def ids(self) -> Iterator[str]:
+        """The ids of all sessions, as `everyone` and faster: no label is opened."""
+        return (public_id(found.key) for found in self._store.labels())
 
     def end(self, ids: Iterable[str]) -> int:
         """Ends these sessions for good, wherever they are in use, and says how many were live. When
