@@ -15,7 +15,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import pytest
 
-from authservice.pages import Page, Pages
+from authservice.pages import Page, Pages, framed
 from tests.test_pages import contrast, own_session
 from tests.waiting import until
 
@@ -242,3 +242,22 @@ def test_a_theme_picture_opened_as_a_page_runs_nothing(site: Site, tab: Any, tmp
     tab.goto(site.url("/site/themes/evil/logo.svg"))
     assert tab.evaluate("document.querySelector('title').textContent") == "calm"
     assert site.requests("/stolen") == []
+
+
+@pytest.mark.parametrize(("host", "shown"), [("localhost", True), ("elsewhere.localhost", False), ("127.0.0.1", False)])
+def test_d21_only_the_providers_pages_can_show_the_logout_frame(site: Site, tab: Any, host: str, shown: bool) -> None:
+    """The provider is ``localhost``."""
+    frame = f'<iframe src="{site.url("/frontchannel-logout")}"></iframe>'.encode()
+    site.pages = {
+        "/frontchannel-logout": framed("You are logged out.", [site.url("", "localhost")]),
+        "/goodbye": Page(frame, (("Content-Type", "text/html"),)),
+    }
+    complaints: list[str] = []
+    tab.on("console", lambda message: complaints.append(message.text))
+    tab.goto(site.url("/goodbye", host))
+    until(lambda: len(tab.frames) == 2)
+    if shown:
+        tab.frames[1].wait_for_selector("text=You are logged out.")
+    else:
+        until(lambda: "frame-ancestors" in "".join(complaints))
+        assert "logged out" not in tab.frames[1].content()
