@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import stat
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 
 from authservice import cli_sessions
 from authservice.app import build_store
-from authservice.cli import main
+from authservice.cli import _parser, main
 from authservice.sessions import Label, Session
 from authservice.sessions.directory import Directory
 from authservice.sessions.labels import Labels
@@ -487,3 +488,32 @@ def test_a_label_is_all_that_is_needed(here: Environ, run: Run, clock: Clock) ->
         store.save("session-" + "0" * 64, b"x", clock() + timedelta(days=1))
         store.save("session-" + "1" * 64, b"x", clock() + timedelta(days=1), label=Label(b"rubbish", ()))
     assert [json.loads(line)["id"] for line in run(here, "list", "--json").out.splitlines()] == ["1" * 64]
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/sessions.md"])
+def test_documented_commands_are_commands(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    commands = re.findall(r"^(?:\| `)?(authservice sessions [^`#|\n]*)", text, re.MULTILINE)
+    assert len(commands) >= 3
+    for command in commands:
+        _parser().parse_args(command.split()[1:])
+
+
+def test_documented_environment_file_of_systemd(here: Environ, clock: Clock, tmp_path: Path) -> None:
+    """The lines for root, with this test's paths in the place of the documented ones."""
+    [lines] = re.findall(r"sudo sh -c '(.*?)'\n", (ROOT / "docs/sessions.md").read_text("utf-8"), re.DOTALL)
+    (tmp_path / "secret").write_text(REQUIRED["CLIENT_SECRET"])
+    given = (ROOT / "deploy/systemd/authservice.env").read_text()
+    (tmp_path / "env").write_text(f"{given}\nSESSION_STORE_PATH={here['SESSION_STORE_PATH']}\n")
+    for documented, ours in (
+        ("/etc/authservice/authservice.env", str(tmp_path / "env")),
+        ("/etc/authservice/client-secret", str(tmp_path / "secret")),
+        ("/opt/authservice/bin/authservice", f"{sys.executable} -m authservice.cli"),
+    ):
+        assert documented in lines
+        lines = lines.replace(documented, ours)
+    House(here, clock).begin()
+    ran = subprocess.run(
+        ["sh", "-c", lines], cwd=ROOT, env=_process({}), capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (0, "") and "alice@example.com" in ran.stdout
