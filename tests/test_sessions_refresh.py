@@ -125,6 +125,10 @@ class Process:
         return record.session.access_token if record else None
 
 
+def is_current(live: LiveSession | None, clock: Clock) -> bool:
+    return live is not None and live.access_token_expires is not None and live.access_token_expires > clock()
+
+
 QUICK = Patience(checks=0.3, longest=1.0, looks=0.005, rest=0.03, settling=0.02, end=5.0)
 
 
@@ -249,7 +253,8 @@ def test_short_lived_tokens_are_refreshed_at_half_their_life(
         process.settle()
         assert len(provider.asked) == turn - 1
         clock.advance(MICROSECOND)
-        assert until(lambda: (process.check(secret), process.settle(), process.token(secret))[2] == f"access-{turn}")
+        until(lambda: process.check(secret) and process.token(secret) == f"access-{turn}")
+        process.settle()
 
 
 # --- once -------------------------------------------------------------------------------------
@@ -454,7 +459,7 @@ def test_s23_p09_sessions_live_on_through_an_outage_and_work_again_after_it(
     assert process.check(secret) is None
     provider.error = None
     live = until(lambda: process.check(secret), every=0.02)
-    assert live.access_token_expires == clock() + LIFETIME
+    assert live is not None and live.access_token_expires == clock() + LIFETIME
     assert process.told("provider_outage") == 0
     assert process.told(f'refresh_failures_total{{reason="{error.reason.value}"}}') == len(provider.asked) - 1  # type: ignore[attr-defined]
     events = [record.message for record in caplog.records]
@@ -506,6 +511,22 @@ def test_during_an_outage_one_asks_for_all(process: Process, provider: Provider,
     assert len(provider.asked) <= asked + 1
 
 
+def test_who_waited_for_a_thread_when_an_outage_began_asks_nothing(
+    process: Process, provider: Provider, clock: Clock
+) -> None:
+    secrets = [process.sessions.begin(a_session(clock)) for _ in range(40)]
+    clock.advance(LIFETIME - AHEAD)
+    provider.open.clear()
+    for secret in secrets:
+        assert process.check(secret) is not None
+    until(lambda: len(provider.asked) == 16)
+    assert len(process.refresher._flights) == 40
+    provider.error = ProviderDown("500")
+    provider.open.set()
+    process.settle()
+    assert len(provider.asked) <= 20  # a few began before the first one had failed
+
+
 def test_an_answer_that_cannot_be_used_holds_up_its_own_session_only(
     process: Process, provider: Provider, clock: Clock
 ) -> None:
@@ -533,8 +554,7 @@ def test_a_rotated_token_of_an_answer_that_cannot_be_used_is_kept(
     assert record is not None
     assert (record.session.refresh_token, record.session.access_token) == ("refresh-1", "the-access-token")
     provider.error_after_rotation = None
-    live = until(lambda: (found := process.check(secret)) and found.access_token_expires == clock() + LIFETIME and found)
-    assert live is not None
+    until(lambda: is_current(process.check(secret), clock))
     assert provider.asked[-1] == "refresh-1"
 
 
@@ -547,7 +567,7 @@ def test_a_fault_of_our_own_is_told_and_holds_nobody_up_for_ever(
     process.settle()
     assert process.told("unexpected_errors_total") == 1
     provider.error = None
-    assert until(lambda: (found := process.check(secret)) and found.access_token_expires > clock() and found)
+    until(lambda: is_current(process.check(secret), clock))
 
 
 # --- a store in bad times ---------------------------------------------------------------------
@@ -596,9 +616,7 @@ def test_tokens_that_the_store_does_not_take_are_used_from_memory_and_saved_when
     until(lambda: process.token(secret) == "access-1")
     until(lambda: process.told("sessions_unsaved") == 0)
     assert provider.asked == ["the-refresh-token"]
-    assert Leases(process.store, clock).take(store_key(secret)) is not None or until(
-        lambda: Leases(process.store, clock).take(store_key(secret))
-    )
+    assert until(lambda: Leases(process.store, clock).take(store_key(secret)))
 
 
 def test_a_session_ended_while_its_tokens_could_not_be_saved_stays_so(
@@ -668,22 +686,23 @@ def test_the_pauses_of_an_outage_double_up_to_a_limit(monkeypatch: pytest.Monkey
     time = [1000.0]
     monkeypatch.setattr("authservice.sessions.outage.time.monotonic", lambda: time[0])
     outage = Outage(BackOff(1, 30), Counts())
-    assert outage.may_ask() and outage.may_ask() and outage.failure() is None
+    assert outage.ticket() == 0 == outage.ticket() and outage.failure() is None
     pauses = []
     for _ in range(8):
         outage.failed(ProviderDown("500"))
         begun = time[0]
-        while not outage.may_ask():
+        while outage.ticket() is None:
             time[0] += 0.05
         pauses.append(time[0] - begun)
-        assert not outage.may_ask()  # one at a time
+        assert outage.ticket() is None  # one at a time
         assert outage.failure() is not None
     for pause, expected in zip(pauses, (1, 2, 4, 8, 16, 30, 30, 30), strict=True):
         assert 0.75 * expected <= pause <= 1.25 * expected + 0.05
     outage.not_asked()
-    assert outage.may_ask()
+    ticket = outage.ticket()
+    assert ticket is not None and outage.is_good(ticket) and not outage.is_good(0)
     outage.answered()
-    assert outage.failure() is None and outage.may_ask() and outage.may_ask()
+    assert outage.failure() is None and outage.ticket() == ticket == outage.ticket()
     outage.failed(ProviderDown("500"))
     time[0] += 100
     assert outage.failure() is None  # nobody has asked for so long
@@ -695,4 +714,4 @@ def test_failures_that_were_on_their_way_together_count_once(monkeypatch: pytest
     for _ in range(8):
         outage.failed(ProviderDown("500"))
     monkeypatch.setattr("authservice.sessions.outage.time.monotonic", lambda: 1001.3)
-    assert outage.may_ask()
+    assert outage.ticket() is not None

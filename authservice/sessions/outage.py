@@ -48,6 +48,7 @@ class Outage:
         self._lock = threading.Lock()
         self._error: AuthServiceError | None = None
         self._probing = False
+        self._generation = 0
         self._pause = 0.0
         self._began = self._last = self._until = 0.0
 
@@ -58,17 +59,21 @@ class Outage:
             return None
         return self._error
 
-    def may_ask(self) -> bool:
-        """Whether the caller may ask it now. While it fails, ``True`` is said to one at a time, who
-        tells what came of it: `failed`, `answered` or `not_asked`."""
+    def ticket(self) -> int | None:
+        """A leave to ask it, or ``None``. While it fails, one at a time gets one, who tells what came
+        of it: `failed`, `answered` or `not_asked`."""
         with self._lock:
-            if self._error is None:
-                return True
-            now = time.monotonic()
-            if now < self._until:
-                return False
-            self._until, self._probing = now + PROBE_SECONDS, True
-            return True
+            if self._error is not None:
+                now = time.monotonic()
+                if now < self._until:
+                    return None
+                self._until, self._probing = now + PROBE_SECONDS, True
+            return self._generation
+
+    def is_good(self, ticket: int) -> bool:
+        """Whether it may still be asked with a ticket that was got a while ago: not when an outage began
+        since."""
+        return ticket == self._generation
 
     def not_asked(self) -> None:
         """Who was allowed to ask did not, so the next one may."""
@@ -86,6 +91,7 @@ class Outage:
             if begins or self._probing:
                 # Not for others that had asked before the first failure was known.
                 self._probing = False
+                self._generation += 1
                 self._pause = self._back_off.after(self._pause)
                 self._until = now + self._pause * random.uniform(0.75, 1.25)
             self._error, self._last = error, now

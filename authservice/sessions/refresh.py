@@ -50,7 +50,9 @@ told a new refresh token as soon as there is one, before anything that may fail 
 answer cannot be used; `errors.ProviderSilent` or `errors.Unavailable` when the provider does not
 work, for whomever it is asked."""
 
-_THREADS = 8
+BEING_RENEWED = "Your session is being renewed. Please try again shortly."
+
+_THREADS = 16
 _MOST_UNDER_WAY = 1000
 _MOST_WAITERS = 8
 """Of one process. Who waits holds a thread, and checks need the rest of them."""
@@ -161,7 +163,8 @@ class Refresher:
             raise NeedsIO
         if not self._waiters.acquire(blocking=False):
             self._begin(secret, kept.key)
-            return self._as_it_was(kept, TooManyChecks("too many wait for their sessions' refresh"))
+            too_many = TooManyChecks("too many wait for their sessions' refresh", public=BEING_RENEWED)
+            return self._as_it_was(kept, too_many)
         try:
             return self._wait(secret, kept)
         finally:
@@ -182,7 +185,7 @@ class Refresher:
                 return fresh
             failure = self._failure(live.key)
             if failure is None and time.monotonic() - began >= patience:
-                failure = TooManyChecks("the session is being refreshed")
+                failure = TooManyChecks("the session is being refreshed", public=BEING_RENEWED)
             if failure is not None:
                 return self._as_it_was(fresh, failure)
             if flight is None or flight.done():
@@ -226,15 +229,17 @@ class Refresher:
             rest = self._rests.get(key)
             if self._stopped.is_set() or self._unsaved.failure(key) or len(self._flights) >= _MOST_UNDER_WAY:
                 return None
-            if (rest and time.monotonic() < rest.until) or not self._outage.may_ask():
+            ticket = None if rest and time.monotonic() < rest.until else self._outage.ticket()
+            if ticket is None:
                 return None
-            flight = self._flights[key] = self._threads.submit(self._fly, secret, key)
+            flight = self._flights[key] = self._threads.submit(self._fly, secret, key, ticket)
             return flight
 
-    def _fly(self, secret: str, key: str) -> None:
+    def _fly(self, secret: str, key: str, ticket: int) -> None:
         error: AuthServiceError | None = Unavailable("a refresh ended in a fault")
         try:
-            error = self._try(secret, key)
+            # Many may have waited for a thread when the provider ceased to work.
+            error = self._try(secret, key) if self._outage.is_good(ticket) else None
         except Exception as fault:
             self._counts.add(Metric.UNEXPECTED)
             log.error(Event.UNEXPECTED.value, exc_info=fault)
