@@ -67,6 +67,15 @@ def test_S13_logout_by_cookie_from_the_own_origin(gated: Stack) -> None:
     assert_session_is_gone(gated, value)
 
 
+def test_B43_a_form_is_led_over_the_provider(gated: Stack) -> None:
+    """Through every gateway: the header with the ID token has to fit."""
+    person = gated.logged_in()
+    headers = [*(line for line in NAVIGATION if line[0] != "Sec-Fetch-Site"), ("Sec-Fetch-Site", "same-origin")]
+    visit = person.send(gated.url + "/authservice/logout", "POST", headers=headers)
+    assert visit.answer.status == 201 and session_of(person, gated) == ""
+    assert_leads_to_the_provider(gated, {"afterLogoutURL": visit.answer.header("refresh").removeprefix("0; url=")})
+
+
 @pytest.mark.xdist_group("e2e-envoy")
 def test_S13_logout_works_on_both_ports(enveloped: Stack) -> None:
     for port in (enveloped.service.judge_port, enveloped.service.site_port):
