@@ -50,6 +50,7 @@ class Check:
         self.allowed()
         self.forbidden()
         self.logout()
+        self.logout_at_the_provider()
 
     def strangers(self) -> None:
         """Who is not logged in."""
@@ -106,6 +107,12 @@ class Check:
         replay = Browser()
         replay.cookies.update(cookies)
         self._step("her old cookie is worth nothing", replay.get(site + DEEP_LINK), 302)
+
+    def logout_at_the_provider(self) -> None:
+        """Bob leaves, and never comes near AuthService for it (back-channel logout)."""
+        site = self._stack.site
+        self._step("bob logs out at the provider", self._bob.post(self._stack.provider + "/end_session"), 200)
+        self._step("he is a stranger here, too", self._bob.get(site + DEEP_LINK), 302)
 
     def _log_in(self, browser: Browser, login: str) -> str:
         """From a deep link to the address that the login ends on."""

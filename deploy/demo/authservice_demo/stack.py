@@ -69,6 +69,7 @@ class Stack:
             "DEMO_CLIENT_SECRET": self._secret,
             "DEMO_REDIRECT_URIS": f"{self.site}/authservice/oidc/callback",
             "DEMO_POST_LOGOUT_REDIRECT_URIS": f"{self.site}/authservice/site/after_logout",
+            "DEMO_BACKCHANNEL_LOGOUT_URI": f"http://127.0.0.1:{self.ports.site}/authservice/backchannel-logout",
         }
 
     def authservice_settings(self) -> dict[str, str]:
