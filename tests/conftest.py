@@ -183,13 +183,15 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def provider() -> Iterator[FakeProvider]:
+def provider(clock: Callable[[], datetime]) -> Iterator[FakeProvider]:
+    """The provider, on the service's clock: what it issues is new whenever it is asked."""
     from tests.provider import FakeProvider, rsa_key
 
     # Made before the first request, which has its time limit: keys take long on a busy machine.
     for number in (0, 3):
         rsa_key(number)
     with FakeProvider(client_id=CLIENT_ID, client_secret=CLIENT_SECRET) as fake:
+        fake.clock = clock
         yield fake
 
 

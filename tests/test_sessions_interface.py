@@ -20,7 +20,7 @@ from authservice.errors import StoreDown
 from authservice.sessions.copies import LiveSession
 from authservice.sessions.cookies import CookieRules
 from authservice.sessions.interface import BrowserSession, SessionInterface
-from authservice.sessions.live import Sessions, live_session
+from authservice.sessions.live import Sessions
 from authservice.sessions.seal import new_secret, store_key
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import Clock
@@ -397,4 +397,4 @@ def test_a_record_is_a_session(app: Flask, sessions: Sessions, clock: Clock) -> 
     session = a_session(clock)
     with app.test_request_context("/", headers={"Cookie": f"{NAME}={sessions.begin(session)}"}):
         record: LiveSession | None = flask.session.record  # type: ignore[attr-defined]
-        assert record == live_session(session, record.key)
+        assert record == sessions.live(session, record.key)

@@ -19,7 +19,7 @@ from authservice.check import Reach
 from authservice.sessions import Session
 from authservice.sessions.cookies import CookieRules, session_secrets
 from authservice.sessions.copies import LiveSession
-from authservice.sessions.live import Sessions, live_session
+from authservice.sessions.live import Sessions
 from authservice.sessions.seal import store_key
 
 _NOT_A_DICTIONARY = "flask.session keeps a login and nothing else: use .record, .log_in() and .log_out()"
@@ -63,7 +63,7 @@ class BrowserSession(SessionMixin):
         secret = self._sessions.begin(record, address=address, user_agent=user_agent)
         self._end_all()
         self._secrets, self.issued, self.dropped = [secret], secret, False
-        self._record, self._asked = live_session(record, store_key(secret)), True
+        self._record, self._asked = self._sessions.live(record, store_key(secret)), True
 
     def log_out(self, bearer: str | None = None) -> Session | None:
         """Ends the browser's session and takes its cookie; gives the session when it was live.
