@@ -135,6 +135,18 @@ class Person:
         assert sent.answer.status == 303, sent.answer
         return self.visit_from(sent, until=until)
 
+    def log_out_at_provider(self, url: str) -> Visit:
+        """Opens the provider's logout page and says yes there; the visit that leads back from it."""
+        page = self.visit(url)
+        form = re.search(r'method="post" action="([^"]+)"><input type="hidden" name="xsrf" value="([^"]+)"', page.answer.text)
+        assert form is not None, page
+        return self.send(
+            form[1],
+            "POST",
+            body=urlencode({"xsrf": form[2], "logout": "yes"}).encode(),
+            headers=[*NAVIGATION, ("Content-Type", "application/x-www-form-urlencoded")],
+        )
+
     def visit_from(self, redirect: Visit, *, until: str | None = None) -> Visit:
         """Goes on from a redirect."""
         if until is not None and until in redirect.location:

@@ -9,10 +9,12 @@ import fcntl
 import json
 import os
 import subprocess
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import quote_plus, urlencode
 
 import pytest
 
@@ -82,6 +84,7 @@ class StrictProvider:
 
     ``claims_in_userinfo_only`` keeps profile, e-mail and groups out of the ID token, which is
     what OpenID Connect Core 1.0 §5.4 asks for in the code flow; the other form is common too.
+    Back-channel logouts go to ``backchannel_logout_uri``, where there is one.
     ``client`` adds to what the provider knows of us (OpenID Connect Registration 1.0 §2).
     """
 
@@ -91,11 +94,16 @@ class StrictProvider:
         redirect_uris: Sequence[str],
         *,
         post_logout_redirect_uris: Sequence[str] = (),
+        backchannel_logout_uri: str = "",
+        access_token_seconds: int = 3600,
         claims_in_userinfo_only: bool = True,
         client: Mapping[str, object] | None = None,
     ) -> None:
         self.port, self._admin_port = free_port(), free_port()
         self.issuer = f"http://127.0.0.1:{self.port}"
+        told: dict[str, object] = {}
+        if backchannel_logout_uri:
+            told = {"backchannel_logout_uri": backchannel_logout_uri, "backchannel_logout_session_required": True}
         settings = {
             "port": self.port,
             "admin_port": self._admin_port,
@@ -103,7 +111,8 @@ class StrictProvider:
             "client_secret": CLIENT_SECRET,
             "redirect_uris": list(redirect_uris),
             "claims_in_userinfo_only": claims_in_userinfo_only,
-            "client": {"post_logout_redirect_uris": list(post_logout_redirect_uris), **(client or {})},
+            "access_token_seconds": access_token_seconds,
+            "client": {"post_logout_redirect_uris": list(post_logout_redirect_uris), **told, **(client or {})},
             "people": PEOPLE,
         }
         self.program = Program(
@@ -148,6 +157,20 @@ class StrictProvider:
         bearer = [("Authorization", f"Bearer {access_token}")]
         return request(self.port, "GET", "/me", headers=bearer).status == 200
 
+    def redeems(self, refresh_token: str) -> bool:
+        """Whether this refresh token gives new tokens. It is used up by that."""
+        basic = b64encode(f"{quote_plus(CLIENT_ID)}:{quote_plus(CLIENT_SECRET)}".encode()).decode()
+        headers = [("Authorization", f"Basic {basic}"), ("Content-Type", "application/x-www-form-urlencoded")]
+        form = urlencode({"grant_type": "refresh_token", "refresh_token": refresh_token}).encode()
+        answer = request(self.port, "POST", "/token", headers=headers, body=form)
+        assert answer.status == 200 or answer.json()["error"] == "invalid_grant", answer
+        return answer.status == 200
+
+    def notices(self) -> list[dict[str, Any]]:
+        """The back-channel logouts that were sent: of whom (``login``), and when (seconds, ``at``) they
+        were answered with 200, or the ``error``."""
+        return list(self._ask("seen")["notices"])
+
     def issued(self) -> set[str]:
         """Every token and redeemed code that this provider ever gave away, past lives included."""
         if self.program.process is None:
@@ -172,3 +195,11 @@ class StrictProvider:
     def rotate(self, *, drop: bool = False) -> None:
         """Signs with a new key from now on; the old one stays published unless dropped."""
         self._ask("rotate", drop=drop)
+
+    def regroup(self, login: str, groups: Sequence[str]) -> None:
+        """Somebody's groups from now on."""
+        self._ask("regroup", login=login, groups=list(groups))
+
+    def revoke(self, login: str) -> None:
+        """Takes back every token of a person, as an operator does; nobody is told."""
+        self._ask("revoke", login=login)

@@ -19,16 +19,16 @@ class Service:
     """A running AuthService. ``judge_port`` is asked by gateways, ``site_port`` by people."""
 
     def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
-        self.judge_port, self.site_port = free_port(), free_port()
         self.settings = {
             "SERVER_HOSTNAME": "127.0.0.1",
-            "SERVER_PORT": str(self.judge_port),
-            "WEB_SERVER_PORT": str(self.site_port),
+            "SERVER_PORT": str(free_port()),
+            "WEB_SERVER_PORT": str(free_port()),
             "SESSION_STORE_PATH": str(folder / "sessions.db"),
             "WEB_CONCURRENCY": "2",
             "LOG_LEVEL": "DEBUG",  # the most talkative: what is searched for secrets
             **settings,
         }
+        self.judge_port, self.site_port = int(self.settings["SERVER_PORT"]), int(self.settings["WEB_SERVER_PORT"])
         gunicorn = str(Path(sys.executable).with_name("gunicorn"))
         command = [gunicorn, "-c", str(CHECKOUT / "gunicorn.conf.py"), "wsgi:app"]
         # Python's own switches (unbuffered, no byte code) go the same way as the settings.

@@ -42,6 +42,7 @@ class Stack:
     gateway: Program | None = None
     people: list[Person] = field(default_factory=list)
     more_secrets: set[str] = field(default_factory=set)
+    replicas: list[Service] = field(default_factory=list)
     _regulars: dict[str, Person] = field(default_factory=dict)
 
     @property
@@ -69,6 +70,16 @@ class Stack:
             self._regulars[name] = self.logged_in(name)
         return self._regulars[name]
 
+    def replica(self) -> Service:
+        """One more AuthService on the same store, started; neither gateway nor provider knows of it."""
+        folder = self.folder / f"replica-{len(self.replicas)}"
+        folder.mkdir()
+        ports = ("SERVER_PORT", "WEB_SERVER_PORT")
+        same = {name: value for name, value in self.service.settings.items() if name not in ports}
+        self.replicas.append(Service(folder, same))
+        self.replicas[-1].start()
+        return self.replicas[-1]
+
     def request(self, method: str, target: str, headers: Headers = (), body: bytes = b"") -> Answer:
         """One request through the gateway, with exactly these lines."""
         return request(self.port, method, target, host=self.host, headers=headers, body=body)
@@ -91,11 +102,12 @@ class Stack:
     def stop(self) -> None:
         """Ends everything; then the logs and pages are searched."""
         secrets = self.secrets()
-        for program in (self.gateway, self.service.program, self.provider.program):
+        services = [service.program for service in (self.service, *self.replicas)]
+        for program in (self.gateway, *services, self.provider.program):
             if program is not None:
                 program.kill_with_children()
         self.application.stop()
-        log = self.service.program.log_text()
+        log = "".join(program.log_text() for program in services)
         told = sorted(secret for secret in secrets if secret in log)
         assert not told, f"S-33: {len(told)} secrets in AuthService's log, for example {told[:3]}"
         shown = [
@@ -121,12 +133,13 @@ def prepare(
     that the settings name, where it is not the gateway's own; ``of_provider`` goes to `StrictProvider`."""
     gateways.require_program(kind)
     folder.mkdir(parents=True, exist_ok=True)
-    port = free_port()
+    port, site_port = free_port(), free_port()
     outside = outside or f"http://{HOST}:{port}"
     provider = StrictProvider(
         folder,
         [f"{outside}/authservice/oidc/callback"],
         post_logout_redirect_uris=[f"{outside}/authservice/site/after_logout"],
+        backchannel_logout_uri=f"http://127.0.0.1:{site_port}/authservice/backchannel-logout",
         **of_provider,
     )
     service = Service(
@@ -140,6 +153,7 @@ def prepare(
             "OIDC_SCOPES": "openid,profile,email,groups",
             "SKIP_AUTH_URLS": "/public/",
             "TRUSTED_PROXIES": "127.0.0.1",
+            "WEB_SERVER_PORT": str(site_port),
             **(settings or {}),
         },
     )

@@ -2,7 +2,7 @@
 //
 // Started as `node provider.mjs` with its settings as JSON in STRICT_PROVIDER (see tests/e2e/provider.py).
 // A second, local port is the tests' hand on it: what was asked and issued, holding a path back,
-// answering it with an error, rotating the signing key.
+// answering it with an error, rotating the signing key, changing a person's groups, taking their tokens back.
 
 import { generateKeyPairSync } from 'node:crypto';
 import { createServer } from 'node:http';
@@ -12,7 +12,7 @@ import { createMemoryAdapter } from 'oidc-provider/lib/adapters/memory_adapter.j
 const settings = JSON.parse(process.env.STRICT_PROVIDER);
 const issuer = `http://127.0.0.1:${settings.port}`;
 const adapter = createMemoryAdapter(); // shared, so that a rotated provider still knows everybody
-const seen = { calls: {}, tokens: [], codes: [] };
+const seen = { calls: {}, tokens: [], codes: [], notices: [] };
 const faults = new Map(); // path -> status
 const held = new Map(); // path -> functions that let a waiting request go on
 let keys = [newKey()];
@@ -36,6 +36,7 @@ function build() {
     }],
     jwks: { keys },
     cookies: { keys: ['of no interest'] },
+    ttl: { AccessToken: settings.access_token_seconds },
     scopes: ['openid', 'profile', 'email', 'groups', 'offline_access'],
     claims: {
       openid: ['sub'],
@@ -61,7 +62,10 @@ function build() {
       },
       revocation: { enabled: true },
       rpInitiatedLogout: { enabled: true },
+      backchannelLogout: { enabled: true },
     },
+    // Without its guard against addresses of the own machine, where everything is here.
+    fetch: (url, { dispatcher, ...options }) => globalThis.fetch(url, options),
     interactions: { url: (ctx, interaction) => `/login/${interaction.uid}` },
   });
   built.on('grant.success', (ctx) => {
@@ -69,6 +73,12 @@ function build() {
     for (const kind of ['access_token', 'refresh_token', 'id_token']) {
       if (ctx.body[kind]) seen.tokens.push(ctx.body[kind]);
     }
+  });
+  built.on('backchannel.success', (ctx, client, login) => {
+    seen.notices.push({ login, at: Date.now() / 1000 });
+  });
+  built.on('backchannel.error', (ctx, error, client, login) => {
+    seen.notices.push({ login, error: String(error.cause ?? error) });
   });
   return built;
 }
@@ -146,9 +156,16 @@ const hands = {
     keys = drop ? [newKey()] : [newKey(), ...keys];
     provider = build();
   },
+  regroup: ({ login, groups }) => { settings.people[login].groups = groups; },
+  revoke: async ({ login }) => {
+    for (const token of seen.tokens) {
+      const found = await provider.AccessToken.find(token) ?? await provider.RefreshToken.find(token);
+      if (found?.accountId === login) await found.destroy();
+    }
+  },
 };
 
 createServer(async (req, res) => {
-  const answer = hands[req.url.slice(1)](JSON.parse((await text(req)) || '{}'));
+  const answer = await hands[req.url.slice(1)](JSON.parse((await text(req)) || '{}'));
   res.writeHead(200, { 'content-type': 'application/json' }).end(JSON.stringify(answer ?? {}));
 }).listen(settings.admin_port, '127.0.0.1');
