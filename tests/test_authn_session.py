@@ -17,11 +17,13 @@ from authservice.check import CheckRequest, NeedsIO, Reach
 from authservice.errors import Refused
 from authservice.identity import AuthMethod, Identity
 from authservice.sessions.cookies import session_secrets
+from authservice.sessions.copies import LiveSession
 from authservice.sessions.live import Sessions
 from authservice.sessions.seal import new_secret
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import Clock
 from tests.sample_sessions import a_session
+from tests.waiting import until
 
 NAME = "authservice_session"
 
@@ -125,3 +127,45 @@ def test_k02_a_planted_cookie_before_ours_costs_nobody_the_session(sessions: Ses
     identity = authenticator.authenticate(a_check(cookie=line), Reach.NETWORK)
     assert identity is not None
     assert identity.user_id == "user1"
+
+
+class Keeper:
+    """An upkeep that says what it is told to say, and notes who asked."""
+
+    def __init__(self, name: str, asked: list[str], *, at_every_check: bool = False, keeps: bool = True) -> None:
+        self.name = name
+        self.asked = asked
+        self.at_every_check = at_every_check
+        self.keeps = keeps
+
+    def keep(self, secret: str, live: LiveSession, reach: Reach) -> LiveSession | None:
+        self.asked.append(self.name)
+        return live if self.keeps else None
+
+
+def test_upkeep_is_asked_in_its_order_and_who_lets_go_ends_it(sessions: Sessions, live: list[str]) -> None:
+    asked: list[str] = []
+    first, second = Keeper("first", asked), Keeper("second", asked, at_every_check=True)
+    authenticator = SessionAuthenticator(
+        sessions, auth_header="Authorization", cookie_name=NAME, upkeep=[first, second]
+    )
+    by_cookie, by_header = a_check(cookie=f"{NAME}={live[0]}"), a_check(authorization=f"Bearer {live[0]}")
+    for check in (by_cookie, by_header) * 2:
+        assert authenticator.authenticate(check, Reach.NETWORK) is not None
+    assert asked == ["first", "second"] * 4
+    first.keeps = False
+    asked.clear()
+    assert authenticator.authenticate(by_cookie, Reach.NETWORK) is None
+    assert asked == ["first"]
+
+
+def test_a_session_far_from_its_tokens_end_is_nobodys_business(sessions: Sessions, live: list[str]) -> None:
+    asked: list[str] = []
+    authenticator = SessionAuthenticator(
+        sessions, auth_header="Authorization", cookie_name=NAME, upkeep=[Keeper("refresh", asked)]
+    )
+    check = a_check(cookie=f"{NAME}={live[0]}")
+    until(lambda: sessions.load(live[0], Reach.NETWORK) and sessions.quick(live[0]))
+    for _ in range(20):
+        assert authenticator.authenticate(check, Reach.MEMORY) is not None
+    assert asked == []

@@ -332,6 +332,22 @@ def test_a_label_that_cannot_be_written_does_not_fail_the_check(
     clock.advance(2 * MINUTE)
     assert sessions.load(secret, NET) is not None
 
+def test_only_what_nobody_changed_is_ended(sessions: Sessions, store: WatchedStore, clock: Clock) -> None:
+    marking = Sessions(store, now=clock, max_age=DAY, idle_timeout=timedelta(minutes=30))
+    secret = marking.begin(a_session(clock))
+    old = marking.record(secret)
+    assert old is not None
+    assert marking.replace(secret, old, a_session(clock, refresh_token="new")) is not None
+    assert not marking.end_unchanged(secret, old)
+    now = marking.record(secret)
+    assert now is not None and now.session.refresh_token == "new"
+    clock.advance(5 * MINUTE)
+    assert marking.load(secret, NET) is not None  # seen: a new version, and nothing else
+    assert marking.end_unchanged(secret, now)
+    assert marking.load(secret, NET) is None
+    assert store.load(store_key(secret)) is None
+    assert not marking.end_unchanged(secret, now)
+
 
 # --- limits -----------------------------------------------------------------------------------
 

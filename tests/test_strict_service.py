@@ -99,7 +99,6 @@ def test_a_provider_without_userinfo_is_not_ready(
 def test_refreshed_first_and_then_asked_about(
     logged_in: Callable[..., Browser], provider: FakeProvider, clock: Clock
 ) -> None:
-    provider.clock = clock
     browser = logged_in()
     clock.advance(seconds=3600)
     assert browser.get("/").status == 200
