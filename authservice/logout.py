@@ -122,8 +122,10 @@ class Logout:
             return self._logout_refused()
         except AuthServiceError as error:
             return self._cannot_log_out(error)
-        at_provider = self._end_session_url(ended) if ended else None
-        not_revoked = self._revoke(ended.refresh_token, ended.access_token) if ended else []
+        # Another provider's session, of other settings before: its tokens are shown to nobody else.
+        ours = ended if ended and ended.issuer == self._rules.issuer else None
+        at_provider = self._end_session_url(ours) if ours else None
+        not_revoked = self._revoke(ours.refresh_token, ours.access_token) if ours else []
         if not_revoked:
             log.warning(Event.NOT_REVOKED.value, extra={**request_log_fields(), "tokens": not_revoked})
         self._note(EndedBy.BROWSER if bearer is None else EndedBy.BEARER)
@@ -157,9 +159,9 @@ class Logout:
         return ended
 
     def _end_session_url(self, ended: Session) -> str | None:
-        """The provider's logout page for a session that ended here. None for a session that another
-        provider began: an ID token is shown to nobody but its issuer."""
-        if not ended.id_token or ended.issuer != self._rules.issuer:
+        """The provider's logout page for a session that ended here; ``None`` without one, and without
+        an ID token to show there."""
+        if not ended.id_token:
             return None
         try:
             metadata = self._metadata(Reach.NETWORK)

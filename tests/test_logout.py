@@ -333,9 +333,11 @@ class TestAtTheProviderToo:
         self, browser: Browser, clock: Clock, changes: dict[str, str]
     ) -> None:
         given = {"issuer": browser.provider.issuer, **changes}
-        sessions = browser.app.extensions["authservice"].sessions
-        browser.jar["authservice_session"] = sessions.begin(a_session(clock, **given))
+        service = browser.app.extensions["authservice"]
+        service.provider.metadata()
+        browser.jar["authservice_session"] = service.sessions.begin(a_session(clock, **given))
         assert self.leave(browser) == AFTER
+        assert len(browser.provider.calls("revoke")) == (0 if "issuer" in changes else 2), "nor another's tokens shown"
 
     def test_a_provider_that_is_away_keeps_nobody_in(self, browser: Browser) -> None:
         browser.log_in()
