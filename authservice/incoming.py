@@ -262,6 +262,7 @@ class Incoming:
     def _fields(self, head: bytes) -> dict[str, str]:
         """The header fields by llhttp. Raises `Refusal`."""
         message = self._message
+        message.headers = {}  # those of the request before are still there, when `whole` took that one
         try:
             self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:

@@ -20,6 +20,7 @@ from gunicorn.http import RequestParser
 from gunicorn.http.errors import NoMoreData, ParseException
 from gunicorn.http.wsgi import create as gunicorns_environ
 
+from authservice.incoming import Incoming
 from authservice.judge import parts_of
 from tests.echo_app import HEARD, SEEN, of_environ, of_parts
 from tests.raw_requests import RawRequest, read_all
@@ -213,3 +214,19 @@ def test_an_expected_body_is_asked_for_once_and_only_when_it_may_come(served: Se
 def test_the_table_is_large_and_every_reason_belongs_to_a_row() -> None:
     assert len(TABLE) >= 150
     assert STRICTER.keys() <= {row.name for row in TABLE}
+
+
+def test_a_request_that_comes_early_gets_nothing_of_the_one_before_it() -> None:
+    """Gateways send the next person's request as soon as they have the answer: we may not have noticed yet."""
+
+    def sent(who: bytes) -> bytes:
+        return b"GET / HTTP/1.1\r\nCookie: who=%s\r\nHost: app.example\r\n\r\n" % who
+
+    incoming = Incoming("127.0.0.1")
+    incoming.feed(sent(b"ann"))
+    assert incoming.next()
+    alice = incoming.whole(sent(b"alice"))
+    incoming.feed(sent(b"bob"))
+    bob = incoming.next()
+    assert alice and alice.headers == {"cookie": "who=alice", "host": "app.example"}
+    assert bob and bob.headers == {"cookie": "who=bob", "host": "app.example"}
