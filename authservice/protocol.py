@@ -187,9 +187,11 @@ class CheckProtocol(HttpToolsProtocol):
             self.transport.write(b"".join((start, head, b"\r\n", body)))
         else:
             goes_on = self._goes_on()
-            how = b"connection: close\r\n\r\n" if not goes_on else b"connection: keep-alive\r\n\r\n"
+            how = b"connection: keep-alive\r\n\r\n" if goes_on else b"connection: close\r\n\r\n"
             self.transport.write(b"".join((start, head, how, body)))
-            if not goes_on:
+            if not goes_on and incoming.keep_alive:
+                self._leave()
+            elif not goes_on:
                 self.transport.close()
         if serving.access is not None:
             serving.access(parts.method, parts.target or "", status)
@@ -265,7 +267,7 @@ class CheckProtocol(HttpToolsProtocol):
             self._advance()
 
     def _refuse(self, status: int) -> None:
-        """Answers what is no request, and closes when the client has had time to read that."""
+        """Answers what is no request, and ends the connection."""
         serving = self.server_state
         text = HTTPStatus(status).phrase.encode() + b"\n"
         self.transport.write(
@@ -273,10 +275,16 @@ class CheckProtocol(HttpToolsProtocol):
             % (serving.starts.get(status) or serving.start(status), len(text), text)
         )
         serving.total_requests += 1
-        self._busy = self._leaving = True
-        self._since = serving.tick
         if serving.access is not None:
             serving.access("-", "-", status)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Says that nothing more will come, and closes when the client has had time to read what did:
+        closing while it still sends could destroy that on its way."""
+        self._busy = self._leaving = True
+        self._since = self.server_state.tick
+        self.flow.resume_reading()
         if self._ended or not self.transport.can_write_eof():
             self.transport.close()
         else:
@@ -309,7 +317,7 @@ class CheckProtocol(HttpToolsProtocol):
             if silent > (HEAD_SECONDS if self._stage == "head" else BODY_SECONDS):
                 self._refuse(408)
         elif silent >= (LEAVE_SECONDS if self.server_state.draining else self.server_state.keep_alive):
-            self.transport.close()
+            self._leave()
 
     def shutdown(self) -> None:
         """The worker ends: what is pending is answered and is the last, what is idle may go on a little."""

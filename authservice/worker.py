@@ -57,6 +57,7 @@ class CheckServer(Server):
         await self._ending.wait()
 
     def _second(self) -> None:
+        asyncio.get_running_loop().call_later(1, self._second)
         self._worker.notify()
         self._serving.sweep()
         limit = self.limit_max_requests
@@ -64,8 +65,8 @@ class CheckServer(Server):
             self._worker.log.info("%s requests answered: this worker ends", limit)
             self.end()
         if os.getppid() != self._worker.ppid:
+            # The arbiter is gone, and nobody would end this worker.
             self.end()
-        asyncio.get_running_loop().call_later(1, self._second)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts nobody any more; answers what still comes on open connections with ``connection:
@@ -103,10 +104,6 @@ class CheckWorker(UvicornWorker):
         "proxy_headers": False,
         "server_header": False,
     }
-
-    def handle_abort(self, sig: int, frame: Any) -> None:
-        """The arbiter's last word to a worker whose loop hangs."""
-        os._exit(1)
 
     def run(self) -> None:
         """Serves until the end."""
