@@ -276,7 +276,10 @@ class Declared:
         example="rediss://sessions@redis.example.com:6379/0", secret=True,
     )
     session_store_redis_username: str = _session(
-        kinds.TEXT, "", "The user name at Redis (ACL).", otherwise="the default user",
+        kinds.TEXT, "",
+        "The user name at Redis (ACL). Sessions are kept in memory only when this user also has the rights "
+        "`+ping +client|id +client|tracking +subscribe &__redis__:invalidate`; else every check reads Redis.",
+        otherwise="the default user",
     )
     session_store_redis_pwd: Secret = _session(kinds.SECRET, "", "The password at Redis.", secret=True)
     session_store_redis_db: int = _session(addresses.REDIS_DB, "0", "The number of the database in Redis.")
