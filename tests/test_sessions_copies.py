@@ -310,7 +310,7 @@ def test_garbage_is_nobody_without_waiting(sessions: Sessions, store: WatchedSto
 
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["begin", "load", "load", "load", "end", "end elsewhere", "delete", "copy back", "wait", "sweep"]),
+        st.sampled_from(["begin", "nothing", "end", "end elsewhere", "delete", "new version", "wait", "sweep"]),
         st.integers(0, 3),
         st.sampled_from([MICROSECOND, timedelta(seconds=5), MINUTE, 10 * MINUTE, timedelta(hours=2)]),
     ),
@@ -343,7 +343,7 @@ def test_with_and_without_copies_the_answers_are_the_same(
                     plain.end(secret)
                 elif step == "delete":
                     other.execute("DELETE FROM entries WHERE key = ?", (store_key(secret),))
-                elif step == "copy back":
+                elif step == "new version":
                     other.execute("UPDATE entries SET version = version + 1")
                 elif step == "wait":
                     clock.advance(by)
@@ -364,7 +364,7 @@ def test_an_ended_session_is_nobody_for_every_thread_from_then_on(
     sessions: Sessions, elsewhere: Sessions, clock: Clock
 ) -> None:
     secrets = [sessions.begin(a_session(clock)) for _ in range(40)]
-    gone: dict[str, float] = {}
+    gone: set[str] = set()
     done = False
     wrong: list[str] = []
 
@@ -380,7 +380,7 @@ def test_an_ended_session_is_nobody_for_every_thread_from_then_on(
         thread.start()
     for number, secret in enumerate(secrets):
         (sessions if number % 2 else elsewhere).end(secret)
-        gone[secret] = time.monotonic()
+        gone.add(secret)
     done = True
     for thread in threads:
         thread.join()
@@ -409,7 +409,8 @@ from authservice.sessions.sqlite import SqliteStore
 now = lambda: datetime.now(timezone.utc)
 sessions = Sessions(SqliteStore(sys.argv[1], now), now=now, max_age=timedelta(days=1), cache_size=50)
 sessions.start()
-record = Session(user_id="a", issuer="i", subject="s", created=now(), last_seen=now(), expires=now() + timedelta(days=1))
+limit = now() + timedelta(days=1)
+record = Session(user_id="a", issuer="i", subject="s", created=now(), last_seen=now(), expires=limit)
 secrets = [sessions.begin(record) for _ in range(20)]
 done = False
 

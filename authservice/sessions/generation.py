@@ -52,7 +52,9 @@ def follow(database: Path) -> tuple[Sequence[int], FileId] | None:
     """The number as item 0 of a sequence that is always up to date, and which file it is in, made
     if there was none; ``None`` when it cannot be had.
 
-    The file stays mapped for as long as the sequence is there, in forked children too.
+    The file stays mapped for as long as the sequence is there, in forked children too. Whoever cuts
+    it short under us kills us by a signal, as with SQLite's own index (``-shm``): to put a backup
+    in place, stop the service first.
     """
     for _ in range(2):
         try:

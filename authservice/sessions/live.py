@@ -28,6 +28,8 @@ _LONGEST_STEP = timedelta(seconds=60)
 _RECENT = timedelta(seconds=10)
 """How exactly it is known which copies were used least recently: to note it costs more than a hit."""
 
+_CLAIMS = msgspec.json.Decoder(dict[str, Any])
+
 log = logging.getLogger(__name__)
 
 
@@ -217,7 +219,7 @@ class _EncodedClaims(VerifiedClaims):
         self._encoded = encoded
 
     def _decoded(self) -> dict[str, Any]:
-        return msgspec.json.decode(self._encoded)
+        return _CLAIMS.decode(self._encoded)
 
     def __getitem__(self, name: str) -> Any:
         return self._decoded()[name]
