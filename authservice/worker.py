@@ -111,6 +111,7 @@ class CheckWorker(UvicornWorker):
         if busy:
             # The interpreter would wait for its threads, and they for whatever holds them.
             self.log.warning("%s requests did not end in time", busy)
+            self.wsgi.extensions["authservice"].ledger.stop()
             os._exit(0)
 
     async def _live(self) -> int:
