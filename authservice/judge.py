@@ -171,7 +171,8 @@ class Judge:
 
     @staticmethod
     def _record(check: CheckRequest, identifier: str, event: Event, **fields: object) -> None:
-        log.info(event.value, extra={**request_fields(check, identifier), **fields})
+        if log.isEnabledFor(logging.INFO):
+            log.info(event.value, extra={**request_fields(check, identifier), **fields})
 
 
 def _request_id(parts: RequestParts) -> str:
