@@ -65,11 +65,12 @@ _NAMES = {spelt.encode(): name.lower() for name in _USUAL.split() for spelt in (
 class _Message:
     """What llhttp says about one head. Its callbacks are this class's methods."""
 
-    __slots__ = ("headers", "special", "complete", "refusal")
+    __slots__ = ("headers", "special", "last", "complete", "refusal")
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
         self.special = False
+        self.last = False
         self.complete = 0
         self.refusal = 400
 
@@ -95,7 +96,8 @@ class _Message:
         if key == "content-length":
             self.special |= text != "0"
         elif key == "connection":
-            self.special |= text.lower() != "keep-alive"
+            self.last |= text.lower() == "close"
+            self.special |= text.lower() not in ("close", "keep-alive")
         else:
             self.special = True
             if key == "transfer-encoding" and _unknown_codings(text):
@@ -129,9 +131,10 @@ class Incoming:
         self._parts: RequestParts | None = None
         self._body: Body = Sized(0)
         self._hosts: set[str | None] = set()
-        self._begin()
+        self._renew()
 
-    def _begin(self) -> None:
+    def _renew(self) -> None:
+        """A parser for the short way; after anything but one plain request it is of no more use."""
         self._message = _Message()
         self._parser = httptools.HttpRequestParser(self._message)
 
@@ -172,14 +175,13 @@ class Incoming:
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._begin()
+            self._renew()
             return None
-        # A host that this connection has not sent before is looked at by `next`, like all that is
-        # not plain, and like more than one request: it takes the bytes apart from the start.
-        if message.complete != 1 or message.special or headers.get("host") not in self._hosts:
-            self._begin()
+        # More than one request, or one that is not plain: `next` takes the bytes apart from the start.
+        if message.complete != 1 or message.special or not self._knows(headers.get("host")):
+            self._renew()
             return None
-        self.keep_alive = True
+        self.keep_alive = not message.last
         self.http10 = False
         self.body = b""
         return RequestParts(method, target.decode("ascii"), headers, self._peer)
@@ -240,18 +242,15 @@ class Incoming:
         method, target, version = _request_line(head[:end])
         self.http10 = http10 = _VERSIONS[version]
         # The line has been read; llhttp knows neither every method nor every target that is one.
-        headers = self._fields(b"POST / " + version + head[end:])
+        headers = _fields(b"POST / " + version + head[end:])
         if head.count(b"\n") > MOST_FIELDS + 2 or _size(headers) > MOST_HEADER_BYTES:
             raise Refusal(431)
-        host = headers.get("host", "" if http10 else None)
-        if host is None or not _HOST_FIELD.fullmatch(host):
+        if not self._knows(headers.get("host", "" if http10 else None)):
             raise Refusal(400)
-        if len(self._hosts) >= _MOST_HOSTS:
-            self._hosts.clear()
-        self._hosts.add(host)
         self._frame(headers)
         tokens = {token.strip(" \t") for token in headers.get("connection", "").lower().split(",")}
-        self.keep_alive = "close" not in tokens and (not http10 or "keep-alive" in tokens)
+        # A client of 1.0 that says anything besides keeping alive may mean something else by it.
+        self.keep_alive = "close" not in tokens and (not http10 or tokens == {"keep-alive"})
         if method == "CONNECT":
             # What follows would be a tunnel's bytes, whatever is answered (RFC 9931 §8).
             self.keep_alive = False
@@ -261,18 +260,16 @@ class Incoming:
             del headers["content-type"]
         return RequestParts(method, target, headers, self._peer)
 
-    def _fields(self, head: bytes) -> dict[str, str]:
-        """The header fields by llhttp. Raises `Refusal`."""
-        message = self._message
-        try:
-            self._parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            # Only its word: nothing is ever upgraded here.
-            pass
-        except httptools.HttpParserError:
-            raise Refusal(message.refusal) from None
-        self._begin()
-        return message.headers
+    def _knows(self, host: str | None) -> bool:
+        """Whether this is a host (RFC 9112 §3.2). Most connections name the same few again and again."""
+        if host in self._hosts:
+            return True
+        if host is None or not _HOST_FIELD.fullmatch(host):
+            return False
+        if len(self._hosts) >= _MOST_HOSTS:
+            self._hosts.clear()
+        self._hosts.add(host)
+        return True
 
     def _frame(self, headers: dict[str, str]) -> None:
         """How the body is delimited, and what its sender expects. Raises `Refusal`."""
@@ -293,16 +290,25 @@ class Incoming:
             self.wants_continue = not self.http10
 
 
+def _fields(head: bytes) -> dict[str, str]:
+    """The header fields of a head, by llhttp. Raises `Refusal`."""
+    message = _Message()
+    try:
+        httptools.HttpRequestParser(message).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        # Only its word: nothing is ever upgraded here.
+        return message.headers
+    except httptools.HttpParserError:
+        raise Refusal(message.refusal) from None
+    return message.headers
+
+
 def _look_at_trailers(trailers: bytes) -> None:
     """Nobody is told of trailers, but they must be fields (RFC 9112 §7.1.2). Raises `Refusal`."""
     if trailers.count(b"\n") > MOST_FIELDS:
         raise Refusal(431)
-    message = _Message()
-    try:
-        httptools.HttpRequestParser(message).feed_data(b"POST / HTTP/1.1\r\n" + trailers + b"\r\n")
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        raise Refusal(400) from None
-    if not _NEVER_IN_TRAILERS.isdisjoint(message.headers):
+    fields = _fields(b"POST / HTTP/1.1\r\n" + trailers + b"\r\n")
+    if not _NEVER_IN_TRAILERS.isdisjoint(fields):
         raise Refusal(400)
 
 
