@@ -165,7 +165,9 @@ class Judge:
         self._counts.add(Metric.DENIED, error.reason.value)
         log.warning(
             Event.DENIED.value,
-            extra={"request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error)},
+            extra={
+                "request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error),
+            },
         )
         return _json(error.status, {"error": error.reason.value, "message": error.public})
 

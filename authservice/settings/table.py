@@ -383,7 +383,8 @@ class Declared:
     server_port: int = _server(kinds.PORT, "8080", "The port on which gateways ask.")
     web_server_port: int = _server(kinds.PORT, "8082", "The port of pages, `/healthz` and `/readyz`.")
     readiness_probe_port: int | None = _server(
-        kinds.optional(kinds.PORT, None), "", "A further port, for those who run the service: whether we are ready, and `/metrics`.",
+        kinds.optional(kinds.PORT, None), "",
+        "A further port, for those who run the service: whether we are ready, and `/metrics`.",
         otherwise="none", example="8081",
     )
     web_concurrency: int = _server(kinds.whole(1, 512), "2", "The number of worker processes.")
