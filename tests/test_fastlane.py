@@ -188,5 +188,6 @@ class TestTheLog:
         assert full.pop("time") and quick.pop("time")
         assert full == quick == {
             "level": "info", "logger": "authservice.judge", "event": "check_allowed", "request_id": "r-1",
-            "method": "GET", "host": "app.example", "path": "/a/b", "client": "127.0.0.1", "dialect": "envoy", "auth_method": "cookie",
+            "method": "GET", "host": "app.example", "path": "/a/b", "client": "127.0.0.1", "dialect": "envoy",
+            "auth_method": "cookie",
         }
