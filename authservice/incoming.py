@@ -166,7 +166,7 @@ class Incoming:
         if data[end - 9 : end] != b" HTTP/1.1" or end > MOST_LINE or size > _PLAIN_SIZE:
             return None
         target = data[len(method) + 1 : end - 9]
-        if target[:1] != b"/" or (size > 4 * MOST_FIELDS and data.count(b"\n") > MOST_FIELDS + 2):
+        if target[:1] != b"/" or b" " in target or (size > 4 * MOST_FIELDS and data.count(b"\n") > MOST_FIELDS + 2):
             return None
         message = self._message
         headers: dict[str, str] = {}

@@ -62,7 +62,7 @@ class Loop:
         async def listen() -> tuple[Serving, int]:
             serving = Serving(self.lane, lambda port: True, 75, access)  # type: ignore[arg-type]
             server = await self._loop.create_server(lambda: CheckProtocol(config, serving, {}), "127.0.0.1", 0)
-            return serving, server.sockets[0].getsockname()[1]
+            return serving, server.sockets[0].getsockname()[1]  # type: ignore[attr-defined]
 
         self.serving, self.port = asyncio.run_coroutine_threadsafe(listen(), self._loop).result(LIMIT)
 
@@ -247,7 +247,8 @@ def test_who_waits_to_be_told_is_told_to_go_on(loop: Loop) -> None:
 def test_slow_senders_get_408_and_hold_no_thread(loop: Loop, begun: bytes, seconds: int) -> None:
     with Client(loop.port) as client:
         client.send(begun)
-        until(lambda: loop.on_loop(lambda: any(c._stage for c in loop.serving.connections)))
+        connection = loop.connection()
+        until(lambda: connection._stage)
         loop.seconds(seconds)
         client.send(b"a")
         loop.seconds(1)
