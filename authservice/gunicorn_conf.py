@@ -72,7 +72,7 @@ def when_ready(server: Any) -> None:
 
 def on_starting(server: Any) -> None:
     """Called in the master, once: makes the place where workers put their numbers together."""
-    server.numbers = scrape.new_folder()
+    server.numbers = scrape.new_folder(server.cfg.uid, server.cfg.gid)
 
 
 def post_fork(server: Any, worker: Any) -> None:

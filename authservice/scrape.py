@@ -86,14 +86,17 @@ def exposition(numbers: Numbers) -> str:
     return "\n".join(lines) + "\n"
 
 
-def new_folder() -> Path | None:
-    """A private folder for one server's workers, in memory where that is possible; ``None`` when
-    there is no place for it. Who makes it removes it."""
+def new_folder(user: int = -1, group: int = -1) -> Path | None:
+    """A private folder for one server's workers, which run as ``user`` and ``group`` (-1: as this
+    process), in memory where that is possible; ``None`` when there is no place for it. Who makes it
+    removes it."""
     where = str(_MEMORY) if os.access(_MEMORY, os.W_OK | os.X_OK) else None
     try:
-        return Path(tempfile.mkdtemp(prefix="authservice-", dir=where))
+        folder = tempfile.mkdtemp(prefix="authservice-", dir=where)
+        os.chown(folder, user, group)
     except OSError:
         return None
+    return Path(folder)
 
 
 def fold(folder: Path, pid: int) -> None:
