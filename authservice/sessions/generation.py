@@ -8,6 +8,7 @@ Used by `sessions.sqlite` and `sessions.sqlite_watch`; knows no database.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import stat
@@ -22,6 +23,7 @@ _FLAGS = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FileId = tuple[int, int]
 
 
+@functools.lru_cache(maxsize=8)
 def beside(database: Path) -> Path:
     """Where the number of this database is."""
     return database.with_name(database.name + SUFFIX)
