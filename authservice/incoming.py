@@ -29,6 +29,7 @@ _PLAIN_SIZE = 32768
 _MOST_HOSTS = 100
 _MOST_HEAD = MOST_LINE + MOST_HEADER_BYTES + 4 * MOST_FIELDS
 _HEAD_END = b"\r\n\r\n"
+_LINE_FEED = 10
 _VERSIONS = {b"HTTP/1.1": False, b"HTTP/1.0": True}
 _METHODS = {
     name.encode(): name
@@ -159,7 +160,8 @@ class Incoming:
         if self._buffer or self._parts is not None or self._blank_line:
             return None
         method = _METHODS.get(data[: data.find(b" ")])
-        if method is None or data[-4:] != _HEAD_END:
+        # llhttp would pass over empty lines behind a request without a word.
+        if method is None or data[-4:] != _HEAD_END or data[-5] == _LINE_FEED:
             return None
         end = data.find(b"\r\n")
         size = len(data)
