@@ -241,7 +241,7 @@ targets = st.one_of(
 headers = st.one_of(
     st.lists(one_of(PLAIN), max_size=5),
     st.lists(one_of(PLAIN), max_size=3),
-    st.lists(st.tuples(one_of(sorted({name for name, _ in PLAIN})), free_text), max_size=2),
+    st.lists(st.tuples(one_of(sorted({name for name, _ in PLAIN} - {"Content-Length"})), free_text), max_size=2),
 ).map(tuple)
 requests = st.builds(
     Ask,
