@@ -321,5 +321,6 @@ class CheckProtocol(HttpToolsProtocol):
 
     def shutdown(self) -> None:
         """The worker ends: what is pending is answered and is the last, what is idle may go on a little."""
-        if self._pending is not None and not self._incoming.waiting:
+        # Where the answer's head has left already, nobody would be told: the next answer will say it.
+        if self._pending is not None and not self._incoming.waiting and not self.cycle.response_started:
             self.cycle.keep_alive = False
