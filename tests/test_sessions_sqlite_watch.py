@@ -374,6 +374,20 @@ def test_parent_and_child_watch_on_after_a_fork(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.parametrize("takes", [0.0, 3600.0])
+def test_while_one_thread_looks_the_others_believe_what_it_saw_last_but_not_for_long(
+    store: SqliteStore, watched: Watched, clock: Clock, takes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_watch, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(sqlite_watch, "LOOK_TAKES", takes)
+    assert watched.usable()
+    with watched.watch._lock:  # type: ignore[attr-defined]
+        assert watched.usable() is (takes > 0)
+        store.save("key", b"value", clock() + MINUTE)
+        assert not watched.usable()
+    assert not watched.usable()
+
+
 def test_no_thread_waits_for_another_and_none_is_told_what_is_not_so(
     store: SqliteStore, watched: Watched, clock: Clock
 ) -> None:
