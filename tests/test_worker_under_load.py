@@ -68,7 +68,7 @@ class Person:
             return
         data = b""
         try:
-            while not data.endswith(b"\r\n\r\n"):
+            while not whole(data):
                 more = self._connection.recv(65536)
                 if not more:
                     raise ConnectionError("closed without an answer")
@@ -93,6 +93,13 @@ class Person:
             self._connection = None
 
 
+def whole(answer: bytes) -> bool:
+    """Whether an answer is there to its end."""
+    head, blank, body = answer.partition(b"\r\n\r\n")
+    length = head.lower().partition(b"content-length: ")[2].partition(b"\r")[0]
+    return bool(blank) and len(body) == int(length)
+
+
 def ask_all(people: Sequence[Person]) -> None:
     for person in people:
         person.send()
@@ -102,23 +109,25 @@ def ask_all(people: Sequence[Person]) -> None:
 
 @contextmanager
 def going_on(people: Sequence[Person]) -> Iterator[None]:
-    """All of them ask, one round after the other, while the body runs; at least one round after it."""
+    """All of them ask while the body runs, each at their own pace, and once more after it."""
     over = threading.Event()
 
-    def run() -> None:
+    def run(person: Person) -> None:
         last = False
         while not last:
             last = over.is_set()
-            ask_all(people)
+            ask_all([person])
 
-    thread = threading.Thread(target=run)
-    thread.start()
+    threads = [threading.Thread(target=run, args=(person,)) for person in people]
+    for thread in threads:
+        thread.start()
     try:
         until(lambda: all(person.passed or person.failures for person in people), LIMIT)
         yield
     finally:
         over.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         for person in people:
             person.leave()
 
@@ -146,10 +155,11 @@ def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Ser
         context.__exit__(None, None, None)
 
 
-def people_and_newcomers(served: Served, check: bytes) -> list[Person]:
-    """Half of them stay on their connections, half come on a new one for each check."""
-    once = check[:-2] + b"Connection: close\r\n\r\n"
-    return [Person(served.judge, each) for each in (check, once) for _ in range(8)]
+def everybody(served: Served, check: bytes) -> list[Person]:
+    """Checks and pages; half of them stay on their connections, half come on a new one each time."""
+    asked = ((served.judge, check), (served.site, request("/healthz")))
+    stay = [Person(port, text) for port, text in asked for _ in range(6)]
+    return stay + [Person(port, text[:-2] + b"Connection: close\r\n\r\n") for port, text in asked for _ in range(6)]
 
 
 def failures(people: Sequence[Person]) -> list[tuple[int, str]]:
@@ -167,10 +177,12 @@ def echo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield started
 
 
-WORDS = (b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b";", b",", b"0", b"\r\n\r\n", b"0\r\n\r\n", b"5\r\nabcde\r\n",
-         b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: b.example\r\n", b"Connection: close\r\n",
-         b"Expect: 100-continue\r\n", b"X_A: b\r\n", b"Upgrade: websocket\r\n", b"GET / HTTP/1.1\r\n", b"HTTP/1.0",
-         b"chunked", b"\xff", b"\x7f", b"//", b"#", b"*", b"http://", b"Content-Length", b"\x0b")
+WORDS = (
+    b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b";", b",", b"0", b"\xff", b"\x7f", b"\x0b", b"//", b"#", b"*",
+    b"\r\n\r\n", b"0\r\n\r\n", b"5\r\nabcde\r\n", b"GET / HTTP/1.1\r\n", b"HTTP/1.0", b"http://", b"chunked",
+    b"Content-Length", b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n", b"Host: b.example\r\n",
+    b"Connection: close\r\n", b"Expect: 100-continue\r\n", b"Upgrade: websocket\r\n", b"X_A: b\r\n",
+)
 
 
 def mutated(data: bytes, other: bytes, chance: random.Random) -> bytes:
@@ -326,7 +338,7 @@ def test_500_slow_senders_leave_checks_four_fifths_of_their_rate_and_are_sent_aw
 
 def test_a_reload_under_load_fails_no_check(serve: Callable[..., Served], check: bytes) -> None:
     served = serve()
-    people = people_and_newcomers(served, check)
+    people = everybody(served, check)
     with going_on(people):
         before = served.workers()
         served.process.send_signal(signal.SIGHUP)
@@ -390,7 +402,7 @@ def test_a_stuck_loop_is_killed_and_replaced(serve: Callable[..., Served], check
 
 def test_workers_that_end_after_max_requests_fail_no_check(serve: Callable[..., Served], check: bytes) -> None:
     served = serve("--max-requests", "500")
-    people = people_and_newcomers(served, check)
+    people = everybody(served, check)
     before = served.workers()
     with going_on(people):
         until(lambda: len(served.workers()) == 2 and not served.workers() & before, LIMIT)
@@ -398,10 +410,10 @@ def test_workers_that_end_after_max_requests_fail_no_check(serve: Callable[..., 
 
 
 def test_what_is_under_way_is_finished_before_the_end(serve: Callable[..., Served], tmp_path: Path) -> None:
-    served = serve("--graceful-timeout", "20")
+    served = serve("--graceful-timeout", "20", workers=1)
     held = socket.create_connection(("127.0.0.1", served.judge), timeout=LIMIT)
     held.sendall(request(HOLD))
-    # Its worker is at it: what is sent behind it on another connection is answered.
+    # The worker is at it when it answers who came later.
     assert exchange(served.judge, request("/", close=True))[0].status == 302
     served.process.terminate()
 
