@@ -380,7 +380,8 @@ def test_while_one_thread_looks_the_others_believe_what_it_saw_last_but_not_for_
 ) -> None:
     monkeypatch.setattr(sqlite_watch, "LOOK_EVERY", 0.0)
     monkeypatch.setattr(sqlite_watch, "LOOK_TAKES", takes)
-    assert watched.usable()
+    store.save("key", b"value", clock() + MINUTE)
+    watched.copy()
     with watched.watch._lock:  # type: ignore[attr-defined]
         assert watched.usable() is (takes > 0)
         store.save("key", b"value", clock() + MINUTE)
