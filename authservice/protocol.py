@@ -50,7 +50,8 @@ class Serving(ServerState):
     """What all connections of one process share.
 
     ``tick`` counts seconds; time limits are kept by one `sweep` a second over all connections instead
-    of a timer for each. ``lane`` is given to connections for whose port ``judges`` is true.
+    of a timer for each. ``lane`` is given to connections for whose port ``judges`` is true; whoever
+    connects beyond ``most_connections`` is answered 503.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Serving(ServerState):
         judges: Callable[[int], bool] = lambda port: False,
         keep_alive: int = 75,
         access: Access | None = None,
+        most_connections: int = 1000,
     ) -> None:
         super().__init__()
         self.lane = lane
         self.judges = judges
         self.keep_alive = keep_alive
         self.access = access
+        self.most_connections = most_connections
         self.draining = False
         self.tick = 0
         self.starts: dict[int, bytes] = {}
@@ -119,6 +122,8 @@ class CheckProtocol(HttpToolsProtocol):
         self._ended = False
         self._stage = ""
         self._since = serving.tick
+        if len(self.connections) > serving.most_connections:
+            self._refuse(503)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy:

@@ -327,6 +327,14 @@ def test_a_full_queue_is_told_to_come_back(loop: Loop) -> None:
         client.__exit__()
 
 
+def test_more_connections_than_there_is_room_for_are_told_so(loop: Loop) -> None:
+    loop.serving.most_connections = 1
+    with Client(loop.port) as first, Client(loop.port) as second:
+        assert first.send(get()).answer()[0] == 200
+        assert second.answer()[0] == 503 and second.ended()
+        assert first.send(get()).answer()[0] == 200
+
+
 def test_the_access_log_has_every_request_and_no_query() -> None:
     lines: list[tuple[str, str, int]] = []
     loop = Loop(access=lambda *line: lines.append(line))
