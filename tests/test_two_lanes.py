@@ -30,7 +30,6 @@ from authservice import outbound, startup
 from authservice.app import create_app
 from authservice.check import NeedsIO, Reach
 from authservice.errors import NotReady, SettingsError
-from authservice.logs import Event
 from authservice.sessions import Session
 from authservice.sessions.live import Sessions
 from authservice.sessions.seal import new_secret, store_key
@@ -168,6 +167,7 @@ TARGETS = [
     "/x?ürl=\xff", "/a?urls=/1,/2", "/favicon.ico", "/themes/x.css", "/authservice/site/homepage",
 ]
 TRICKS = [*_from_file("path_tricks.txt"), *_from_file("open_redirects.txt")]
+PIECES = ["/", "a", "..", "%2f", "%", "?", "public", ";", "\\", "%c3%bc", "é"]
 IN_FRONT = ["", "", "", "", "/check", "/check/", "/authservice/check", "/authservice/verify", "/authservice/verify",
             "/a/verify", "/verify", "/public", "/authservice"]
 OWN = ["/authservice/verify", "/verify", "/a/verify", "/authservice/forward-auth", "/forward-auth", "/a/forward-auth",
@@ -175,7 +175,8 @@ OWN = ["/authservice/verify", "/verify", "/a/verify", "/authservice/forward-auth
        "/authservice/oidc/callback?code=c&state=s", "/check/authservice/logout", "/cb", "/authservice/verify/../x"]
 
 PLAIN: list[tuple[str, str]] = [
-    *[("Host", value) for value in ("app.example", "App.Example:8443", "evil.example", "[::1]:80", "a b", "", "x.app.example",
+    *[("Host", value) for value in ("app.example", "App.Example:8443", "evil.example", "[::1]:80", "a b", "",
+                                    "x.app.example",
                                     "app.example,evil.example", "é.example", "other.example:99999")],
     *[("Accept", value) for value in ("text/html,application/xhtml+xml", "application/json", "*/*", "text/event-stream",
                                       "TEXT/HTML", "application/problem+json, text/html")],
@@ -189,7 +190,8 @@ PLAIN: list[tuple[str, str]] = [
     *[("X-Forwarded-For", value) for value in ("203.0.113.9, 10.1.1.1", "garbage", "::1", "1.2.3.4,127.0.0.1", ",,,")],
     *[("X-Forwarded-Proto", value) for value in ("https", "https", "http", "HTTPS", "ftp", "https,http", "")],
     *[("X-Forwarded-Host", value) for value in ("app.example", "Evil.example", "a,b", "", "é")],
-    *[("X-Forwarded-Uri", value) for value in ("/app?x=1", "/public/x", "/x,/y", "", "x", "/é", "https://x/y", "//evil.example")],
+    *[("X-Forwarded-Uri", value)
+      for value in ("/app?x=1", "/public/x", "/x,/y", "", "x", "/é", "https://x/y", "//evil.example")],
     *[("X-Forwarded-Method", value) for value in ("GET", "POST", "OPTIONS", "", "GET,POST", "HEAD")],
     *[("X-Original-Uri", value) for value in ("/app?x=1", "/public/x", "/x,/y", "", "/é", "/open")],
     *[("X-Original-Url", value) for value in ("https://app.example/x?y=1", "http://", "http://[x/", "ftp://x/y", "/x")],
@@ -232,8 +234,7 @@ targets = st.one_of(
     one_of(TARGETS),
     one_of(OWN),
     st.builds("".join, st.tuples(one_of(IN_FRONT), one_of([*TRICKS, *TARGETS]))),
-    st.builds("".join, st.tuples(one_of(IN_FRONT), st.lists(one_of(["/", "a", "..", "%2f", "%", "?", "public", ";", "\\", "%c3%bc", "é"]),
-                                                            max_size=8).map("".join))),
+    st.builds("".join, st.tuples(one_of(IN_FRONT), st.lists(one_of(PIECES), max_size=8).map("".join))),
     st.just(None),
 )
 headers = st.one_of(
@@ -246,12 +247,17 @@ requests = st.builds(
     method=one_of(METHODS),
     target=targets,
     headers=headers,
-    cookies=st.one_of(one_of([(("live", 0),), (("latest", 0),)]), st.lists(st.tuples(one_of(COOKIES), number), max_size=4).map(tuple)),
+    cookies=st.one_of(
+        one_of([(("live", 0),), (("latest", 0),)]),
+        st.lists(st.tuples(one_of(COOKIES), number), max_size=4).map(tuple),
+    ),
     separator=one_of(["; ", ";", ", ", ",", " ;\t"]),
     tokens=st.one_of(
         st.just(()), st.just(()), st.just(()),
-        st.lists(st.tuples(one_of(["Authorization", "Authorization", "X-Auth-Token"]), one_of(SCHEMES), one_of(BEARERS), number),
-                 min_size=1, max_size=2).map(tuple),
+        st.lists(
+            st.tuples(one_of(["Authorization", "Authorization", "X-Auth-Token"]), one_of(SCHEMES), one_of(BEARERS), number),
+            min_size=1, max_size=2,
+        ).map(tuple),
     ),
     peer=one_of(PEERS),
     via=one_of([None, 0, 0, 1, 2]),
@@ -334,7 +340,9 @@ class House:
 
     def _environ(self, folder: Path) -> dict[str, str]:
         stand_ins = {
-            "<nobody>": f"http://127.0.0.1:{free_port()}", "<grants>": self.outside.grants, "<refuses>": self.outside.refuses,
+            "<nobody>": f"http://127.0.0.1:{free_port()}",
+            "<grants>": self.outside.grants,
+            "<refuses>": self.outside.refuses,
         }
         where = {"SESSION_STORE_PATH": str(folder / "data.db")}
         if self.outside.redis:
