@@ -20,11 +20,11 @@ from bench.load import Request
 from bench.memory import measure_memory
 from bench.programs import INSTALL, ROOT, BenchError
 from bench.rows import GROUPS, ROWS, Group, Row
-from bench.run import Pace, measure_group, select
+from bench.run import Pace, Patience, measure_group, select
 from bench.stage import Stage
 
-FULL = Pace(rounds=5, seconds=1.0, warm_up=0.4, repeats=2)
-QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, repeats=0)
+FULL = Pace(rounds=5, seconds=0.8, warm_up=0.4, patience=90)
+QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0)
 DOCUMENT, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 PROCESS, MEMORY = "process", "memory"
 """Groups that are not measured with the load generator's rows."""
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wanted and not set(wanted) - {PROCESS, MEMORY}:
         chosen = []
     pace = QUICK if given.quick else FULL
-    pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.repeats)
+    pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.patience)
     results = _run(chosen, rows, pace, given, [word for word in (PROCESS, MEMORY) if not wanted or word in wanted])
     return _tell(results, given)
 
@@ -85,9 +85,10 @@ def _run(
     if cores.shared:
         _say("There is one core only: servers and load generator take turns on it, and figures say little.")
     os.sched_setaffinity(0, {cores.load})
+    patience = Patience(pace.patience)
     with Stage(cores, _say) as stage:
         for group in groups:
-            results.figures[group.name] = measure_group(group, rows, stage, pace, _say)
+            results.figures[group.name] = measure_group(group, rows, stage, pace, patience, _say)
         if PROCESS in others:
             _say("\nIn the process, by credential")
             with tempfile.TemporaryDirectory(prefix="authservice-bench-") as folder:

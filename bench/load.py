@@ -9,7 +9,7 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -99,9 +99,11 @@ def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
     own = machine.cpu_seconds(pids) - own
     busy = sum(map(machine.busy_seconds, both)) - busy
     count, duration = said["requests"], said["microseconds"] / 1e6
+    if not count:
+        raise BenchError(f"no answer within {seconds:g} s, {said['failed']} connections failed")
     wrong = said["refused"] if request.status < 400 else count - said["refused"]
     # A connection that wrk was about to reopen when it ended counts as failed there.
-    if not count or wrong or said["failed"] > (request.connections if request.close else 0):
+    if wrong or said["failed"] > (request.connections if request.close else 0):
         raise BenchError(f"{wrong} of {count} answers have another status, {said['failed']} failed")
     return Figures(
         rate=count / duration,
@@ -147,7 +149,3 @@ def until_count(request: Request, count: int, cores: machine.Cores, after: Calla
     while done < count:
         done += round(measure(request, 10, cores).rate * 10)
         after(done)
-
-
-def median_rate(figures: Sequence[Figures]) -> float:
-    return sorted(one.rate for one in figures)[len(figures) // 2]

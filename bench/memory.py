@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.load import measure, until_count
+from bench.load import until_count
 from bench.machine import resident_bytes
 from bench.rows import PEOPLE_SERVICE, people_in_turn
 from bench.stage import IN_TURN, Stage
@@ -23,7 +23,6 @@ class Memory:
     """Megabytes of one worker. ``growth`` is between the first tenth and the end of ``checks``,
     and ``None`` when that was not measured."""
 
-    empty: float
     live: float
     sessions: int
     checks: int = 0
@@ -35,16 +34,11 @@ def measure_memory(stage: Stage, say: Callable[[str], None], *, many: bool) -> M
     say("\nMemory of a worker")
     service = stage.service(PEOPLE_SERVICE)
     worker = service.worker()
-    started = resident_bytes(worker) / _MEGABYTE
     request = people_in_turn(stage)
-    request.verify()
-    sent = 0.0
-    while sent < 2 * IN_TURN:
-        sent += measure(request, 2, stage.cores).rate * 2
     live = resident_bytes(worker) / _MEGABYTE
-    say(f"  {live:.0f} MB with {IN_TURN:,} live sessions ({started:.0f} MB before this)")
+    say(f"  {live:.0f} MB with {IN_TURN:,} live sessions")
     if not many:
-        return Memory(started, live, IN_TURN)
+        return Memory(live, IN_TURN)
     seen: list[tuple[int, float]] = []
 
     def note(count: int) -> None:
@@ -53,4 +47,4 @@ def measure_memory(stage: Stage, say: Callable[[str], None], *, many: bool) -> M
 
     until_count(request, MANY_CHECKS, stage.cores, note)
     settled = next(size for count, size in seen if count >= _SETTLED)
-    return Memory(started, live, IN_TURN, seen[-1][0], seen[-1][1] - settled)
+    return Memory(live, IN_TURN, seen[-1][0], seen[-1][1] - settled)

@@ -222,7 +222,7 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
         },
         "process": results.bearer,
         "memory": None if results.memory is None else {
-            "empty": results.memory.empty, "live": results.memory.live, "sessions": results.memory.sessions,
+            "live": results.memory.live, "sessions": results.memory.sessions,
             "checks": results.memory.checks, "growth": results.memory.growth,
         },
         "wanted": [

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from bench.load import Request
+from bench.load import Request, measure
 from bench.service import NAVIGATION, Service, browser
 from bench.stage import IN_TURN, STRANGERS, Stage
 
@@ -122,7 +122,16 @@ def _full(stage: Stage) -> Request:
 def people_in_turn(stage: Stage) -> Request:
     """Cookie checks of `IN_TURN` people, one after the other, at a worker that sees nobody else."""
     service = stage.service(PEOPLE_SERVICE)
-    return replace(service.request(), cookies=stage.people(service))
+    request = replace(service.request(), cookies=stage.people(service))
+
+    def meet() -> None:
+        """Everybody has been there twice."""
+        sent = 0.0
+        while sent < 2 * IN_TURN:
+            sent += measure(request, 1, stage.cores).rate
+
+    stage.once("people have been met", meet)
+    return request
 
 
 def _external(stage: Stage) -> Request:

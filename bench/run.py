@@ -18,19 +18,38 @@ from bench.stage import Stage
 DISTURBED = 0.15
 """Which part of a core others may use (of two) before a measurement counts as disturbed."""
 
+TRIES = 3
+"""How often a disturbed measurement is made at most."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long and how often; ``repeats`` is how often a disturbed measurement is tried again."""
+    """How long and how often; ``patience`` is how many seconds of the whole run may go into trying
+    disturbed measurements again."""
 
     rounds: int
     seconds: float
     warm_up: float
-    repeats: int
+    patience: float
+
+
+class Patience:
+    """What is left of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def lasts(self) -> bool:
+        return self._left > 0
+
+    def wait(self, began: float, seconds: float) -> None:
+        """Pauses for so long; the time since ``began`` is used up with it."""
+        time.sleep(seconds)  # somebody else's burst; no condition of ours says when it is over
+        self._left -= time.monotonic() - began
 
 
 def measure_group(
-    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, say: Callable[[str], None]
+    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, patience: Patience, say: Callable[[str], None]
 ) -> dict[str, list[Figures]]:
     """The figures of each row that can be measured here; what is missing is said."""
     say(f"\n{group.title}")
@@ -44,7 +63,7 @@ def measure_group(
     for number in range(pace.rounds):
         for name, request in list(requests.items()):
             try:
-                figures = _undisturbed(request, stage, pace)
+                figures = _undisturbed(request, stage, pace, patience)
             except BenchError as error:
                 say(f"  without «{rows[name].title}»: {error}")
                 del requests[name], taken[name]
@@ -67,15 +86,15 @@ def _ready(name: str, row: Row, stage: Stage, pace: Pace) -> Request:
     return request
 
 
-def _undisturbed(request: Request, stage: Stage, pace: Pace) -> Figures:
-    """The least disturbed of so many tries; the first one, when nobody disturbs."""
+def _undisturbed(request: Request, stage: Stage, pace: Pace, patience: Patience) -> Figures:
+    """The least disturbed of up to `TRIES`; the first one, when nobody disturbs."""
     tries: list[Figures] = []
-    while len(tries) <= pace.repeats:
+    while True:
+        began = time.monotonic()
         tries.append(measure(request, pace.seconds, stage.cores))
-        if tries[-1].disturbed <= DISTURBED:
-            break
-        time.sleep(0.2 * len(tries))  # somebody else's burst; no condition of ours says when it is over
-    return min(tries, key=lambda one: one.disturbed)
+        if tries[-1].disturbed <= DISTURBED or len(tries) == TRIES or not patience.lasts():
+            return min(tries, key=lambda one: one.disturbed)
+        patience.wait(began, 0.2 * len(tries))
 
 
 def select(groups: Sequence[Group], wanted: Sequence[str], rows: Mapping[str, Row], *, heavy: bool) -> list[Group]:
