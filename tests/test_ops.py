@@ -276,6 +276,14 @@ class TestSeveralProcesses:
         assert self.logouts(ledger) == 2
         ledger.stop()
 
+    @pytest.mark.parametrize("broken", ["gone", "nonsense"])
+    def test_nothing_that_became_of_the_folder_stops_who_waits_for_workers(self, folder: Path, broken: str) -> None:
+        if broken == "nonsense":
+            (folder / "ended.json").write_text("{")
+        else:
+            folder = folder / "gone"
+        scrape.fold(folder, os.getpid())
+
     def test_its_files_are_for_nobody_else_and_tell_numbers_only(self, folder: Path) -> None:
         shared = scrape.new_folder()
         assert shared is not None and shared.stat().st_mode & 0o777 == 0o700
