@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -42,6 +43,13 @@ LEAVE_SECONDS = 3
 
 MOST_WAITING = 65536
 """Bytes that may wait behind a pending request before reading is paused."""
+
+TURN_SECONDS = 0.005
+"""How long one connection's requests are answered in a row; then the others have their turn."""
+
+MOST_TURNED_AWAY = 100
+"""How many of too many connections are told so at once; whoever comes beyond is cut off without a word,
+as they, too, hold an open file until they have read it."""
 
 Access = Callable[[str, str, int], None]
 
@@ -118,11 +126,16 @@ class CheckProtocol(HttpToolsProtocol):
         self._incoming = Incoming(self.client[0] if self.client else None)
         self._pending: RequestParts | None = None
         self._busy = False
+        self._resting = False
         self._leaving = False
         self._ended = False
         self._stage = ""
         self._since = serving.tick
-        if len(self.connections) > serving.most_connections:
+        too_many = len(self.connections) - serving.most_connections
+        if too_many > MOST_TURNED_AWAY:
+            self._busy = self._leaving = True
+            transport.abort()
+        elif too_many > 0:
             self._refuse(503)
 
     def data_received(self, data: bytes) -> None:
@@ -144,6 +157,7 @@ class CheckProtocol(HttpToolsProtocol):
     def _advance(self) -> None:
         """Serves what is complete, as long as nothing is pending."""
         incoming = self._incoming
+        until = monotonic() + TURN_SECONDS
         while not self._busy:
             try:
                 parts = incoming.next()
@@ -157,8 +171,19 @@ class CheckProtocol(HttpToolsProtocol):
             self._serve(parts)
             if self.transport.is_closing():
                 return
+            if not self._busy and incoming.waiting and monotonic() >= until:
+                self._busy = self._resting = True
+                self.loop.call_soon(self._go_on)
         if incoming.waiting > MOST_WAITING:
             self.flow.pause_reading()
+
+    def _go_on(self) -> None:
+        """The other connections had their turn."""
+        self._resting = False
+        self._busy = self.flow.write_paused
+        if not self._busy and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._advance()
 
     def _await_more(self) -> None:
         incoming = self._incoming
@@ -302,7 +327,9 @@ class CheckProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._busy and self._pending is None and not self._leaving and not self.transport.is_closing():
+        if self._resting or self._leaving or self._pending is not None:
+            return
+        if self._busy and not self.transport.is_closing():
             self._busy = False
             self.flow.resume_reading()
             self._advance()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from typing import Any
@@ -333,6 +334,34 @@ def test_more_connections_than_there_is_room_for_are_told_so(loop: Loop) -> None
         assert first.send(get()).answer()[0] == 200
         assert second.answer()[0] == 503 and second.ended()
         assert first.send(get()).answer()[0] == 200
+
+
+def test_far_too_many_connections_hold_no_open_files(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "MOST_TURNED_AWAY", 1)
+    loop.serving.most_connections = 1
+    with Client(loop.port) as first, Client(loop.port) as second, Client(loop.port) as third:
+        assert second.answer()[0] == 503
+        assert third.ended(), "nothing is said"
+        assert loop.connected(2) and first.send(get()).answer()[0] == 200
+
+
+def test_many_requests_of_one_connection_let_others_have_their_turn(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask = loop.lane.ask
+
+    def slow(parts: RequestParts) -> Answer | None:
+        time.sleep(0.002)
+        return ask(parts)
+
+    monkeypatch.setattr(loop.lane, "ask", slow)
+    with Client(loop.port) as greedy, Client(loop.port) as modest:
+        greedy.send(get("/many") * 1000)
+        until(lambda: loop.lane.asked)
+        assert modest.send(get("/one")).answer()[0] == 200
+        assert len(loop.lane.asked) < 900
+        assert all(greedy.answer()[0] == 200 for _ in range(1000))
+    assert sum(parts.target == "/many" for parts in loop.lane.asked) == 1000
 
 
 def test_the_access_log_has_every_request_and_no_query() -> None:
