@@ -9,6 +9,7 @@ nothing is ever read past the end of one. Knows no socket and no clock; `authser
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -27,6 +28,7 @@ MOST_FIELDS = 200
 
 _PLAIN_SIZE = 32768
 _MOST_HOSTS = 100
+_LONGEST_HOST_KEPT = 255
 _MOST_HEAD = MOST_LINE + MOST_HEADER_BYTES + 4 * MOST_FIELDS
 _HEAD_END = b"\r\n\r\n"
 _LINE_FEED = 10
@@ -268,6 +270,8 @@ class Incoming:
             return True
         if host is None or not _HOST_FIELD.fullmatch(host):
             return False
+        if len(host) > _LONGEST_HOST_KEPT:
+            return True
         if len(self._hosts) >= _MOST_HOSTS:
             self._hosts.clear()
         self._hosts.add(host)
@@ -325,10 +329,18 @@ def _request_line(line: bytes) -> tuple[str, str, bytes]:
     if method == "CONNECT":
         known = bool(_AUTHORITY.fullmatch(target))
     else:
-        known = target.startswith("/") or (target == "*" and method == "OPTIONS") or bool(_ABSOLUTE.fullmatch(target))
+        known = target.startswith("/") or (target == "*" and method == "OPTIONS") or _is_absolute(target)
     if not known:
         raise Refusal(400)
     return method, target, pieces[2]
+
+
+def _is_absolute(target: str) -> bool:
+    """Whether this is an address that the application, too, can take apart."""
+    try:
+        return bool(_ABSOLUTE.fullmatch(target)) and urlsplit(target) is not None
+    except ValueError:
+        return False
 
 
 def _size(headers: dict[str, str]) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -190,3 +193,29 @@ def test_who_expects_to_be_told_is_told_only_when_the_body_may_come() -> None:
     incoming.feed(b"hello")
     assert incoming.next() is not None and not incoming.wants_continue
     assert refused(sized(MOST_BODY + 1).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n")) == 413
+
+
+@pytest.mark.parametrize("host", ["[:::]", "[1.2]"])
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="takes any brackets for an address")
+def test_a_target_that_the_application_cannot_take_apart_is_refused(host: str) -> None:
+    assert refused(f"GET http://{host}/ HTTP/1.1\r\nHost: a\r\n\r\n".encode()) == 400
+
+
+def test_a_body_of_single_bytes_is_not_taken_apart_for_ever() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert refused(head + b"1\r\nx\r\n" * 2000) == 413
+    requests, status = read(head + b"1\r\nx\r\n" * 1000 + b"0\r\n\r\n")
+    assert (len(requests), status) == (1, None)
+    requests, status = read(head + (b"40\r\n" + b"x" * 64 + b"\r\n") * 5000 + b"0\r\n\r\n")
+    assert (len(requests), status) == (1, None)
+
+
+def test_names_of_hosts_cannot_fill_the_memory() -> None:
+    incoming = Incoming("192.0.2.7")
+    tracemalloc.start()
+    try:
+        for number in range(90):
+            assert incoming.whole(f"GET / HTTP/1.1\r\nHost: {number:030000}\r\n\r\n".encode()) is not None
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
