@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,9 @@ class TestWhatIsCounted:
             sent.append(message)
 
         try:
-            asyncio.run(pool({"type": "http"}, None, send))
+            # In a thread of its own: in the tests' one a browser's loop may be running.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, pool({"type": "http"}, None, send)).result()
         finally:
             pool.close()
         assert sent[0]["status"] == 503 and counts.counters()[Metric.POOL_REFUSALS.one()] == 1

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import runpy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,6 +81,8 @@ class Readers:
     def __init__(self, gunicorn: GunicornConfig) -> None:
         self._gunicorn = gunicorn
         self._loop = asyncio.new_event_loop()
+        # A thread of its own: in the tests' thread another loop (a browser's) may be running.
+        self._thread = ThreadPoolExecutor(1)
         self._environs: list[dict[str, Any]] = []
         self._pool = Pool(self._application, 1)
         self._config = Config(self._pool, interface="asgi3", lifespan="off", ws="none", log_config=None)
@@ -87,6 +90,7 @@ class Readers:
 
     def close(self) -> None:
         self._pool.close()
+        self._thread.shutdown()
         self._loop.close()
 
     def _application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -97,15 +101,18 @@ class Readers:
     def on_the_loop(self, pieces: list[bytes]) -> list[RequestParts]:
         """What the fast lane is asked, and answers."""
         lane = Lane(answers=True)
-        self._loop.run_until_complete(self._receive(lane, pieces))
+        self._run(self._receive(lane, pieces))
         return lane.asked
 
     def behind_the_loop(self, pieces: list[bytes]) -> tuple[list[RequestParts], list[RequestParts]]:
         """What the lane is asked and leaves, and what the application makes of that."""
         lane = Lane(answers=False)
         self._environs.clear()
-        self._loop.run_until_complete(self._receive(lane, pieces))
+        self._run(self._receive(lane, pieces))
         return lane.asked, [parts_of(environ) for environ in self._environs]
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._thread.submit(self._loop.run_until_complete, work).result()
 
     async def _receive(self, lane: Lane, pieces: list[bytes]) -> None:
         serving = Serving(cast(FastLane, lane), lambda port: port == PORT)
