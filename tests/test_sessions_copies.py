@@ -183,6 +183,17 @@ def test_k09_s13_a_session_that_was_ended_by_another_worker_is_dead_at_once(
         assert sessions.load(secret, NET) is None
 
 
+def test_of_a_session_that_ended_elsewhere_nothing_is_kept(
+    sessions: Sessions, elsewhere: Sessions, clock: Clock
+) -> None:
+    secret = sessions.begin(a_session(clock))
+    sessions.load(secret, NET)
+    assert len(sessions._copies) == 1
+    elsewhere.end(secret)
+    assert sessions.load(secret, NET) is None
+    assert len(sessions._copies) == 0
+
+
 def test_a_session_that_was_deleted_by_another_program_is_dead_soon(
     sessions: Sessions, tmp_path: Path, clock: Clock
 ) -> None:

@@ -94,7 +94,10 @@ class Sessions:
             return copy.session
         if reach is Reach.MEMORY:
             raise NeedsIO
-        return self._read(secret)
+        session = self._read(secret)
+        if session is None and copy is not None:
+            self._copies.forget(copy.key)  # it ended: nobody needs to hold on to whose it was
+        return session
 
     def _still_holds(self, copy: Copy, stamp: object) -> bool:
         """The second look at a copy, which makes the next ones quick again."""
