@@ -7,11 +7,14 @@ time limits are measured by is turned by hand. How a whole gunicorn behaves: `te
 from __future__ import annotations
 
 import asyncio
+import gc
+import runpy
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -373,3 +376,16 @@ def test_the_access_log_has_every_request_and_no_query() -> None:
     loop.close()
     assert lines == [("GET", "/a?b", 200), ("GET", "/app?c", 200), ("-", "-", 400)]
     assert loop.serving.total_requests == 3
+
+
+def test_full_collections_leave_the_application_itself_out(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    configuration = runpy.run_module("authservice.gunicorn_conf")
+    try:
+        configuration["post_worker_init"](None, SimpleNamespace(numbers=None))
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
