@@ -385,7 +385,7 @@ def test_full_collections_leave_the_application_itself_out(
         monkeypatch.setenv(name, value)
     configuration = runpy.run_module("authservice.gunicorn_conf")
     try:
-        configuration["post_worker_init"](None, SimpleNamespace(numbers=None))
+        configuration["post_worker_init"](SimpleNamespace(numbers=None))
         assert gc.get_freeze_count() > 10_000
     finally:
         gc.unfreeze()
