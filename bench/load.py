@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import randrange
 
 from bench import machine
 from bench.programs import BenchError, Program, ask, found
@@ -25,7 +26,7 @@ done = function(summary, latency, requests)
 end
 """
 _IN_TURN = """
-local requests, last, at = {}, 0, 0
+local requests, last, at = {}, 0, %d
 init = function(arguments)
   for cookie in io.lines("%s") do
     last = last + 1
@@ -122,7 +123,7 @@ def _run_wrk(request: Request, seconds: float) -> tuple[dict[str, int], float]:
         if request.cookies:
             cookies = Path(folder) / "cookies"
             cookies.write_text("\n".join(request.cookies))
-            text += _IN_TURN % cookies
+            text += _IN_TURN % (randrange(len(request.cookies)), cookies)
         script.write_text(text)
         headers = [*request.headers, *([("Connection", "close")] if request.close else [])]
         command = [found("wrk"), "-t", "1", "-c", str(request.connections), "-d", f"{_LONGEST_SECONDS}s"]
