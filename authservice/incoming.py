@@ -65,29 +65,39 @@ _USUAL = (
 _NAMES = {spelt.encode(): name.lower() for name in _USUAL.split() for spelt in (name, name.lower(), name.title())}
 
 
-class _Message:
-    """What llhttp says about one head. Its callbacks are this class's methods."""
+class _Plain:
+    """What llhttp says about bytes that may be one plain request. A field that comes twice is there
+    once: who counts the lines knows. Its callbacks cost more than all else, so that one is C."""
 
-    __slots__ = ("headers", "special", "last", "complete", "refusal")
+    __slots__ = ("fields", "on_header", "complete")
+
+    def __init__(self) -> None:
+        self.fields: dict[bytes, bytes] = {}
+        self.on_header = self.fields.__setitem__
+        self.complete = 0
+
+    def on_message_complete(self) -> None:
+        self.complete += 1
+
+
+class _Message:
+    """What llhttp says about one head. Its callback is this class's method."""
+
+    __slots__ = ("headers", "refusal")
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
-        self.special = False
-        self.last = False
-        self.complete = 0
         self.refusal = 400
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key = _NAMES.get(name)
+        # llhttp has seen that a name is a token, so it is ASCII.
+        key = name.decode("ascii").lower()
         text = value.decode("latin-1").strip(" \t")
-        if key is None:
-            # llhttp has seen that a name is a token, so it is ASCII.
-            key = name.decode("ascii").lower()
-            if key in _FRAMING:
-                self._note(key, text)
-            elif "_" in key:
-                # X_A and X-A are one name to WSGI: gunicorn's header_map="drop".
-                return
+        if "_" in key:
+            # X_A and X-A are one name to WSGI: gunicorn's header_map="drop".
+            return
+        if key == "transfer-encoding" and _unknown_codings(text):
+            self.refusal = 501
         headers = self.headers
         if key in headers:
             if key in _ONCE:
@@ -95,19 +105,16 @@ class _Message:
             text = headers[key] + "," + text
         headers[key] = text
 
-    def _note(self, key: str, text: str) -> None:
-        if key == "content-length":
-            self.special |= text != "0"
-        elif key == "connection":
-            self.last |= text.lower() == "close"
-            self.special |= text.lower() not in ("close", "keep-alive")
-        else:
-            self.special = True
-            if key == "transfer-encoding" and _unknown_codings(text):
-                self.refusal = 501
 
-    def on_message_complete(self) -> None:
-        self.complete += 1
+def _plain_name(name: bytes, text: str) -> str:
+    """The key of a field that says no more than its value; empty for any other, and for names that WSGI
+    would take for another one. llhttp has seen that a name is a token, so it is ASCII."""
+    key = name.decode("ascii").lower()
+    if key == "content-length":
+        return key if text == "0" else ""
+    if key == "connection":
+        return key if text.lower() in ("close", "keep-alive") else ""
+    return "" if key in _FRAMING or "_" in key else key
 
 
 def _unknown_codings(value: str) -> bool:
@@ -138,8 +145,8 @@ class Incoming:
 
     def _renew(self) -> None:
         """A parser for the short way; after anything but one plain request it is of no more use."""
-        self._message = _Message()
-        self._parser = httptools.HttpRequestParser(self._message)
+        self._plain = _Plain()
+        self._parser = httptools.HttpRequestParser(self._plain)
 
     @property
     def waiting(self) -> int:
@@ -170,22 +177,32 @@ class Incoming:
         if data[end - 9 : end] != b" HTTP/1.1" or end > MOST_LINE or size > _PLAIN_SIZE:
             return None
         target = data[len(method) + 1 : end - 9]
-        if target[:1] != b"/" or b" " in target or (size > 4 * MOST_FIELDS and data.count(b"\n") > MOST_FIELDS + 2):
+        if target[:1] != b"/" or b" " in target:
             return None
-        message = self._message
-        headers: dict[str, str] = {}
-        message.headers = headers
-        message.complete = 0
+        plain = self._plain
+        plain.fields.clear()
+        plain.complete = 0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._renew()
             return None
+        headers: dict[str, str] = {}
+        for name, value in plain.fields.items():
+            text = value.decode("latin-1").strip(" \t")
+            headers[_NAMES.get(name) or _plain_name(name, text)] = text
+        lines = data.count(b"\n") - 2
         # More than one request, or one that is not plain: `next` takes the bytes apart from the start.
-        if message.complete != 1 or message.special or not self._knows(headers.get("host")):
+        if (
+            plain.complete != 1
+            or len(headers) != lines
+            or lines > MOST_FIELDS
+            or "" in headers
+            or not self._knows(headers.get("host"))
+        ):
             self._renew()
             return None
-        self.keep_alive = not message.last
+        self.keep_alive = headers.get("connection", "").lower() != "close"
         self.http10 = False
         self.body = b""
         return RequestParts(method, target.decode("ascii"), headers, self._peer)
