@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 WORKERS ?= auto
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 
 BIN     := $(VENV)/bin
 PIP     := $(BIN)/python -m pip --disable-pip-version-check
@@ -29,8 +30,8 @@ test: $(STAMPS)/test ## the whole suite; what a missing program leaves out is na
 test-quick: $(STAMPS)/test ## what needs no external program and no waiting, under a minute
 	$(PYTEST) -m "not external and not slow"
 
-bench: $(STAMPS)/test ## what a check costs, by the credential it comes with
-	@$(BIN)/python -m bench.bearer
+bench: $(STAMPS)/test ## what a check costs, and beside whom; BENCH_ARGS=--help says more
+	@$(BIN)/python -m bench $(BENCH_ARGS)
 
 wheel: $(STAMPS)/test ## build dist/authservice-*.whl
 	rm -rf build dist

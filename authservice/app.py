@@ -23,12 +23,14 @@ from werkzeug.routing import MapAdapter
 from authservice import authenticators, doors, judge, logs, site, startup, upkeep
 from authservice.authz import Authorizer, external
 from authservice.authz.groups import GroupsAuthorizer
+from authservice.bodies import KEPT_BODY, MOST_BODY
 from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
 from authservice.errors import AuthServiceError
 from authservice.gateways import Gateways, OwnPaths, Trust
 from authservice.identity import ClaimRules, IdentityHeaders
+from authservice.incoming import MOST_HEADER_BYTES
 from authservice.logs import Event
 from authservice.navigation import is_navigation
 from authservice.oidc.client import Client, Credentials
@@ -62,9 +64,6 @@ SCHEME_UNKNOWN = (
     "Nothing tells whether browsers come over https, so cookies are made without Secure. Set SESSION_COOKIE_SECURE, "
     "or make REDIRECT_URL absolute, or let the gateway send X-Forwarded-Proto and name it in TRUSTED_PROXIES."
 )
-MOST_HEADER_BYTES = 65536
-"""What a gateway passes on (Envoy: 60 KiB in all) fits; servers limit single lines only."""
-
 JUDGE, SITE, PROBE = "judge", "site", "probe"
 
 
@@ -350,6 +349,8 @@ class PortApp(Flask):
     def __init__(self, ports: Mapping[str, str]) -> None:
         super().__init__("authservice", static_folder=None, template_folder=None, subdomain_matching=True)
         self._ports = dict(ports)
+        # Whoever reads a larger body is answered 413; judges never read one.
+        self.config["MAX_CONTENT_LENGTH"] = KEPT_BODY
         self.url_map.merge_slashes = False
         self.url_map.strict_slashes = False
         self.url_map.redirect_defaults = False
@@ -376,9 +377,16 @@ class PortApp(Flask):
     def wsgi_app(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         size = sum(len(name) + len(value) for name, value in environ.items() if name.startswith("HTTP_"))
         if size > MOST_HEADER_BYTES:
-            start_response("431 Request Header Fields Too Large", [("Content-Length", "0"), ("Connection", "close")])
-            return []
+            return _too_large("431 Request Header Fields Too Large", start_response)
+        if int(environ.get("CONTENT_LENGTH") or 0) > MOST_BODY:
+            return _too_large("413 Content Too Large", start_response)
         return super().wsgi_app(environ, start_response)
+
+
+def _too_large(status: str, start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """What the event loop's worker says by itself, for the servers that count single lines only."""
+    start_response(status, [("Content-Length", "0"), ("Connection", "close")])
+    return []
 
 
 def flask_app(service: Service, settings: Settings, ports: Mapping[str, str]) -> Flask:

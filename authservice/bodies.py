@@ -19,6 +19,11 @@ KEPT_BODY = 65536
 MOST_CHUNK_LINE = 8190
 """Bytes of a chunk's first line, extensions included; more is 400."""
 
+FREE_CHUNKS = 1024
+SMALLEST_CHUNK = 64
+"""Bytes that chunks must hold on average once there were `FREE_CHUNKS`; less is 413: to take a body of
+single bytes apart would keep everybody else waiting."""
+
 MOST_TRAILERS = 65536
 """Bytes of all trailer fields; more is 431."""
 
@@ -66,6 +71,7 @@ class Chunked:
         self.kept = bytearray()
         self.trailers = b""
         self._size = 0
+        self._chunks = 0
         self._left = 0
         self._in_trailers = False
         self._first = True
@@ -100,6 +106,9 @@ class Chunked:
         # More digits than any size within bounds has are not even turned into a number.
         size = int(digits, 16) if 0 < len(digits) <= 8 else 0
         if len(digits) > 8 or self._size + size > MOST_BODY:
+            raise Refusal(413)
+        self._chunks += 1
+        if self._chunks > FREE_CHUNKS + self._size // SMALLEST_CHUNK:
             raise Refusal(413)
         del buffer[: end + 2]
         self._first = False

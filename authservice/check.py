@@ -147,8 +147,9 @@ class Reply:
 
         Raises `ValueError` when a name or value could be read as more than one line.
         """
-        for name, value in self.lines:
+        lines = self.lines
+        for name, value in lines:
             if not _FIELD_NAME.fullmatch(name) or not _FIELD_VALUE.fullmatch(value):
                 raise ValueError("a header cannot be written on one line")
-        head = "".join(f"{name.lower()}: {value}\r\n" for name, value in self.lines)
+        head = "".join(f"{name.lower()}: {value}\r\n" for name, value in lines)
         return Written(self.status, head.encode("latin-1"), self.body)

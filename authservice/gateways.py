@@ -20,7 +20,7 @@ from authservice.urls import canonical_path
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
-_MOST_PEERS = 1024
+_MOST_PEERS = 4096
 _LONGEST_ADDRESS = 64  # characters of an IPv6 address with an IPv4 tail (45) and the name of a zone
 
 
@@ -49,7 +49,7 @@ class Trust:
     def __init__(self, proxies: Networks, outside_scheme: str | None) -> None:
         self._proxies = tuple(proxies)
         self._outside_scheme = outside_scheme
-        # Nearly all checks come from a handful of peers. Bounded: hops are text of anybody's.
+        # The same few come again and again. Bounded: hops are text of anybody's.
         self._is_proxy = lru_cache(_MOST_PEERS)(self._look_up)
 
     def trusts(self, peer: str | None) -> bool:
@@ -335,6 +335,11 @@ def _behind(target: str, verify_path: str) -> str:
 
 
 def _is_address(text: str) -> bool:
+    return len(text) <= _LONGEST_ADDRESS and _reads_as_address(text)
+
+
+@lru_cache(_MOST_PEERS)
+def _reads_as_address(text: str) -> bool:
     try:
         ip_address(text)
     except ValueError:

@@ -9,6 +9,7 @@ nothing is ever read past the end of one. Knows no socket and no clock; `authser
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -19,15 +20,18 @@ MOST_LINE = 8190
 """Bytes of a request line; more is 414."""
 
 MOST_HEADER_BYTES = 65536
-"""Bytes of all header fields; more is 431. Counted like the application's own limit."""
+"""Bytes of all header fields, counted as in a WSGI environ; more is 431. What a gateway passes on fits
+(Envoy: 60 KiB in all)."""
 
 MOST_FIELDS = 200
 """Header fields of one request; more is 431."""
 
 _PLAIN_SIZE = 32768
 _MOST_HOSTS = 100
+_LONGEST_HOST_KEPT = 255
 _MOST_HEAD = MOST_LINE + MOST_HEADER_BYTES + 4 * MOST_FIELDS
 _HEAD_END = b"\r\n\r\n"
+_LINE_FEED = 10
 _VERSIONS = {b"HTTP/1.1": False, b"HTTP/1.0": True}
 _METHODS = {
     name.encode(): name
@@ -61,28 +65,39 @@ _USUAL = (
 _NAMES = {spelt.encode(): name.lower() for name in _USUAL.split() for spelt in (name, name.lower(), name.title())}
 
 
-class _Message:
-    """What llhttp says about one head. Its callbacks are this class's methods."""
+class _Plain:
+    """What llhttp says about bytes that may be one plain request. A field that comes twice is there
+    once: who counts the lines knows. Its callbacks cost more than all else, so that one is C."""
 
-    __slots__ = ("headers", "special", "complete", "refusal")
+    __slots__ = ("fields", "on_header", "complete")
+
+    def __init__(self) -> None:
+        self.fields: dict[bytes, bytes] = {}
+        self.on_header = self.fields.__setitem__
+        self.complete = 0
+
+    def on_message_complete(self) -> None:
+        self.complete += 1
+
+
+class _Message:
+    """What llhttp says about one head. Its callback is this class's method."""
+
+    __slots__ = ("headers", "refusal")
 
     def __init__(self) -> None:
         self.headers: dict[str, str] = {}
-        self.special = False
-        self.complete = 0
         self.refusal = 400
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        key = _NAMES.get(name)
+        # llhttp has seen that a name is a token, so it is ASCII.
+        key = name.decode("ascii").lower()
         text = value.decode("latin-1").strip(" \t")
-        if key is None:
-            # llhttp has seen that a name is a token, so it is ASCII.
-            key = name.decode("ascii").lower()
-            if key in _FRAMING:
-                self._note(key, text)
-            elif "_" in key:
-                # X_A and X-A are one name to WSGI: gunicorn's header_map="drop".
-                return
+        if "_" in key:
+            # X_A and X-A are one name to WSGI: gunicorn's header_map="drop".
+            return
+        if key == "transfer-encoding" and _unknown_codings(text):
+            self.refusal = 501
         headers = self.headers
         if key in headers:
             if key in _ONCE:
@@ -90,18 +105,16 @@ class _Message:
             text = headers[key] + "," + text
         headers[key] = text
 
-    def _note(self, key: str, text: str) -> None:
-        if key == "content-length":
-            self.special |= text != "0"
-        elif key == "connection":
-            self.special |= text.lower() != "keep-alive"
-        else:
-            self.special = True
-            if key == "transfer-encoding" and _unknown_codings(text):
-                self.refusal = 501
 
-    def on_message_complete(self) -> None:
-        self.complete += 1
+def _plain_name(name: bytes, text: str) -> str:
+    """The key of a field that says no more than its value; empty for any other, and for names that WSGI
+    would take for another one. llhttp has seen that a name is a token, so it is ASCII."""
+    key = name.decode("ascii").lower()
+    if key == "content-length":
+        return key if text == "0" else ""
+    if key == "connection":
+        return key if text.lower() in ("close", "keep-alive") else ""
+    return "" if key in _FRAMING or "_" in key else key
 
 
 def _unknown_codings(value: str) -> bool:
@@ -128,11 +141,12 @@ class Incoming:
         self._parts: RequestParts | None = None
         self._body: Body = Sized(0)
         self._hosts: set[str | None] = set()
-        self._begin()
+        self._renew()
 
-    def _begin(self) -> None:
-        self._message = _Message()
-        self._parser = httptools.HttpRequestParser(self._message)
+    def _renew(self) -> None:
+        """A parser for the short way; after anything but one plain request it is of no more use."""
+        self._plain = _Plain()
+        self._parser = httptools.HttpRequestParser(self._plain)
 
     @property
     def waiting(self) -> int:
@@ -155,29 +169,40 @@ class Incoming:
         if self._buffer or self._parts is not None or self._blank_line:
             return None
         method = _METHODS.get(data[: data.find(b" ")])
-        if method is None or data[-4:] != _HEAD_END:
+        # llhttp would pass over empty lines behind a request without a word.
+        if method is None or data[-4:] != _HEAD_END or data[-5] == _LINE_FEED:
             return None
         end = data.find(b"\r\n")
         size = len(data)
         if data[end - 9 : end] != b" HTTP/1.1" or end > MOST_LINE or size > _PLAIN_SIZE:
             return None
         target = data[len(method) + 1 : end - 9]
-        if target[:1] != b"/" or (size > 4 * MOST_FIELDS and data.count(b"\n") > MOST_FIELDS + 2):
+        if target[:1] != b"/" or b" " in target:
             return None
-        message = self._message
-        message.headers = headers = {}
-        message.complete = 0
+        plain = self._plain
+        plain.fields.clear()
+        plain.complete = 0
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._begin()
+            self._renew()
             return None
-        # A host that this connection has not sent before is looked at by `next`, like all that is
-        # not plain, and like more than one request: it takes the bytes apart from the start.
-        if message.complete != 1 or message.special or headers.get("host") not in self._hosts:
-            self._begin()
+        headers: dict[str, str] = {}
+        for name, value in plain.fields.items():
+            text = value.decode("latin-1").strip(" \t")
+            headers[_NAMES.get(name) or _plain_name(name, text)] = text
+        lines = data.count(b"\n") - 2
+        # More than one request, or one that is not plain: `next` takes the bytes apart from the start.
+        if (
+            plain.complete != 1
+            or len(headers) != lines
+            or lines > MOST_FIELDS
+            or "" in headers
+            or not self._knows(headers.get("host"))
+        ):
+            self._renew()
             return None
-        self.keep_alive = True
+        self.keep_alive = headers.get("connection", "").lower() != "close"
         self.http10 = False
         self.body = b""
         return RequestParts(method, target.decode("ascii"), headers, self._peer)
@@ -238,18 +263,15 @@ class Incoming:
         method, target, version = _request_line(head[:end])
         self.http10 = http10 = _VERSIONS[version]
         # The line has been read; llhttp knows neither every method nor every target that is one.
-        headers = self._fields(b"POST / " + version + head[end:])
+        headers = _fields(b"POST / " + version + head[end:])
         if head.count(b"\n") > MOST_FIELDS + 2 or _size(headers) > MOST_HEADER_BYTES:
             raise Refusal(431)
-        host = headers.get("host", "" if http10 else None)
-        if host is None or not _HOST_FIELD.fullmatch(host):
+        if not self._knows(headers.get("host", "" if http10 else None)):
             raise Refusal(400)
-        if len(self._hosts) >= _MOST_HOSTS:
-            self._hosts.clear()
-        self._hosts.add(host)
         self._frame(headers)
         tokens = {token.strip(" \t") for token in headers.get("connection", "").lower().split(",")}
-        self.keep_alive = "close" not in tokens and (not http10 or "keep-alive" in tokens)
+        # A client of 1.0 that says anything besides keeping alive may mean something else by it.
+        self.keep_alive = "close" not in tokens and (not http10 or tokens == {"keep-alive"})
         if method == "CONNECT":
             # What follows would be a tunnel's bytes, whatever is answered (RFC 9931 §8).
             self.keep_alive = False
@@ -259,19 +281,18 @@ class Incoming:
             del headers["content-type"]
         return RequestParts(method, target, headers, self._peer)
 
-    def _fields(self, head: bytes) -> dict[str, str]:
-        """The header fields by llhttp. Raises `Refusal`."""
-        message = self._message
-        message.headers = {}  # those of the request before are still there, when `whole` took that one
-        try:
-            self._parser.feed_data(head)
-        except httptools.HttpParserUpgrade:
-            # Only its word: nothing is ever upgraded here.
-            pass
-        except httptools.HttpParserError:
-            raise Refusal(message.refusal) from None
-        self._begin()
-        return message.headers
+    def _knows(self, host: str | None) -> bool:
+        """Whether this is a host (RFC 9112 §3.2). Most connections name the same few again and again."""
+        if host in self._hosts:
+            return True
+        if host is None or not _HOST_FIELD.fullmatch(host):
+            return False
+        if len(host) > _LONGEST_HOST_KEPT:
+            return True
+        if len(self._hosts) >= _MOST_HOSTS:
+            self._hosts.clear()
+        self._hosts.add(host)
+        return True
 
     def _frame(self, headers: dict[str, str]) -> None:
         """How the body is delimited, and what its sender expects. Raises `Refusal`."""
@@ -292,16 +313,25 @@ class Incoming:
             self.wants_continue = not self.http10
 
 
+def _fields(head: bytes) -> dict[str, str]:
+    """The header fields of a head, by llhttp. Raises `Refusal`."""
+    message = _Message()
+    try:
+        httptools.HttpRequestParser(message).feed_data(head)
+    except httptools.HttpParserUpgrade:
+        # Only its word: nothing is ever upgraded here.
+        return message.headers
+    except httptools.HttpParserError:
+        raise Refusal(message.refusal) from None
+    return message.headers
+
+
 def _look_at_trailers(trailers: bytes) -> None:
     """Nobody is told of trailers, but they must be fields (RFC 9112 §7.1.2). Raises `Refusal`."""
     if trailers.count(b"\n") > MOST_FIELDS:
         raise Refusal(431)
-    message = _Message()
-    try:
-        httptools.HttpRequestParser(message).feed_data(b"POST / HTTP/1.1\r\n" + trailers + b"\r\n")
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        raise Refusal(400) from None
-    if not _NEVER_IN_TRAILERS.isdisjoint(message.headers):
+    fields = _fields(b"POST / HTTP/1.1\r\n" + trailers + b"\r\n")
+    if not _NEVER_IN_TRAILERS.isdisjoint(fields):
         raise Refusal(400)
 
 
@@ -314,12 +344,20 @@ def _request_line(line: bytes) -> tuple[str, str, bytes]:
     if pieces[2] not in _VERSIONS:
         raise Refusal(400)
     if method == "CONNECT":
-        known = _AUTHORITY.fullmatch(target)
+        known = bool(_AUTHORITY.fullmatch(target))
     else:
-        known = target.startswith("/") or _ABSOLUTE.fullmatch(target) or (target == "*" and method == "OPTIONS")
+        known = target.startswith("/") or (target == "*" and method == "OPTIONS") or _is_absolute(target)
     if not known:
         raise Refusal(400)
     return method, target, pieces[2]
+
+
+def _is_absolute(target: str) -> bool:
+    """Whether this is an address that the application, too, can take apart."""
+    try:
+        return bool(_ABSOLUTE.fullmatch(target)) and urlsplit(target) is not None
+    except ValueError:
+        return False
 
 
 def _size(headers: dict[str, str]) -> int:

@@ -165,13 +165,16 @@ class Judge:
         self._counts.add(Metric.DENIED, error.reason.value)
         log.warning(
             Event.DENIED.value,
-            extra={"request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error)},
+            extra={
+                "request_id": _request_id(parts), "status": error.status, "reason": error.reason, "cause": str(error),
+            },
         )
         return _json(error.status, {"error": error.reason.value, "message": error.public})
 
     @staticmethod
     def _record(check: CheckRequest, identifier: str, event: Event, **fields: object) -> None:
-        log.info(event.value, extra={**request_fields(check, identifier), **fields})
+        if log.isEnabledFor(logging.INFO):
+            log.info(event.value, extra={**request_fields(check, identifier), **fields})
 
 
 def _request_id(parts: RequestParts) -> str:

@@ -66,7 +66,9 @@ class Metric(Enum):
     of a label are a closed list too: nothing that a client sent becomes part of a name."""
 
     ALLOWED = ("checks_allowed_total", "Checks that passed", "method", _METHODS)
-    DENIED = ("checks_denied_total", "Checks that did not pass, other than by a redirect to the login", "reason", _REASONS)
+    DENIED = (
+        "checks_denied_total", "Checks that did not pass, other than by a redirect to the login", "reason", _REASONS,
+    )
     LOGINS_BEGUN = ("logins_begun_total", "Redirects to the provider")
     LOGINS_FINISHED = ("logins_finished_total", "Logins that succeeded")
     LOGINS_REFUSED = ("logins_refused_total", "Logins that failed", "reason", _REASONS)
@@ -75,7 +77,9 @@ class Metric(Enum):
                        (EndedBy.BACK_CHANNEL.value, EndedBy.FRONT_CHANNEL.value))
     SESSION_HITS = ("live_session_hits_total", "Sessions found in memory")
     SESSION_MISSES = ("live_session_misses_total", "Sessions looked for in the store")
-    SESSION_INVALIDATIONS = ("live_session_invalidations_total", "Changes that dropped a session in memory, or all of them")
+    SESSION_INVALIDATIONS = (
+        "live_session_invalidations_total", "Changes that dropped a session in memory, or all of them",
+    )
     BEARER_HITS = ("bearer_cache_hits_total", "Verdicts about bearer tokens found in memory")
     REFRESHES = ("refreshes_total", "Refreshes that brought new tokens")
     REFRESH_FAILURES = ("refresh_failures_total", "Refreshes that brought none, without ending the session", "reason", _REASONS)
@@ -84,7 +88,9 @@ class Metric(Enum):
     PROVIDER_OUTAGE = ("provider_outage", "Workers for which the provider does not work now")
     SESSIONS_UNSAVED = ("sessions_unsaved", "Sessions whose new tokens the store did not take yet")
     STORE_FAILURES = ("store_failures_total", "Questions to the session store that brought no answer")
-    PROVIDER_FAILURES = ("provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx")
+    PROVIDER_FAILURES = (
+        "provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx",
+    )
     POOL_REFUSALS = ("pool_refusals_total", "Requests answered 503 because too many were waiting for a thread")
     UNEXPECTED = ("unexpected_errors_total", "Requests answered 500 because of a fault in the service itself")
     SESSIONS_HELD = ("live_sessions", "Sessions held in memory now, in all workers together")

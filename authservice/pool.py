@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from a2wsgi import WSGIMiddleware
 
-Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+Wsgi = Callable[[Any, Callable[..., Any]], Iterable[bytes]]
 
 WAITING_PER_THREAD = 4
 RETRY_AFTER_SECONDS = 1
@@ -51,7 +51,7 @@ class Pool:
         """Takes no more work, and waits for none."""
         self._middleware.executor.shutdown(wait=False, cancel_futures=True)
 
-    def _run(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def _run(self, environ: Any, start_response: Callable[..., Any]) -> Iterable[bytes]:
         scope = environ.pop("asgi.scope")
         target = scope["extensions"]["authservice.target"]
         # A path that begins with // is none of urlsplit's hosts (as in gunicorn).

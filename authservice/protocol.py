@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -43,6 +44,13 @@ LEAVE_SECONDS = 3
 MOST_WAITING = 65536
 """Bytes that may wait behind a pending request before reading is paused."""
 
+TURN_SECONDS = 0.005
+"""How long one connection's requests are answered in a row; then the others have their turn."""
+
+MOST_TURNED_AWAY = 100
+"""How many of too many connections are told so at once; whoever comes beyond is cut off without a word,
+as they, too, hold an open file until they have read it."""
+
 Access = Callable[[str, str, int], None]
 
 
@@ -50,7 +58,8 @@ class Serving(ServerState):
     """What all connections of one process share.
 
     ``tick`` counts seconds; time limits are kept by one `sweep` a second over all connections instead
-    of a timer for each. ``lane`` is given to connections for whose port ``judges`` is true.
+    of a timer for each. ``lane`` is given to connections for whose port ``judges`` is true; whoever
+    connects beyond ``most_connections`` is answered 503.
     """
 
     def __init__(
@@ -59,12 +68,14 @@ class Serving(ServerState):
         judges: Callable[[int], bool] = lambda port: False,
         keep_alive: int = 75,
         access: Access | None = None,
+        most_connections: int = 1000,
     ) -> None:
         super().__init__()
         self.lane = lane
         self.judges = judges
         self.keep_alive = keep_alive
         self.access = access
+        self.most_connections = most_connections
         self.draining = False
         self.tick = 0
         self.starts: dict[int, bytes] = {}
@@ -115,10 +126,17 @@ class CheckProtocol(HttpToolsProtocol):
         self._incoming = Incoming(self.client[0] if self.client else None)
         self._pending: RequestParts | None = None
         self._busy = False
+        self._resting = False
         self._leaving = False
         self._ended = False
         self._stage = ""
         self._since = serving.tick
+        too_many = len(self.connections) - serving.most_connections
+        if too_many > MOST_TURNED_AWAY:
+            self._busy = self._leaving = True
+            transport.abort()
+        elif too_many > 0:
+            self._refuse(503)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy:
@@ -139,6 +157,7 @@ class CheckProtocol(HttpToolsProtocol):
     def _advance(self) -> None:
         """Serves what is complete, as long as nothing is pending."""
         incoming = self._incoming
+        until = monotonic() + TURN_SECONDS
         while not self._busy:
             try:
                 parts = incoming.next()
@@ -152,8 +171,19 @@ class CheckProtocol(HttpToolsProtocol):
             self._serve(parts)
             if self.transport.is_closing():
                 return
+            if not self._busy and incoming.waiting and monotonic() >= until:
+                self._busy = self._resting = True
+                self.loop.call_soon(self._go_on)
         if incoming.waiting > MOST_WAITING:
             self.flow.pause_reading()
+
+    def _go_on(self) -> None:
+        """The other connections had their turn."""
+        self._resting = False
+        self._busy = self.flow.write_paused
+        if not self._busy and not self.transport.is_closing():
+            self.flow.resume_reading()
+            self._advance()
 
     def _await_more(self) -> None:
         incoming = self._incoming
@@ -187,9 +217,11 @@ class CheckProtocol(HttpToolsProtocol):
             self.transport.write(b"".join((start, head, b"\r\n", body)))
         else:
             goes_on = self._goes_on()
-            how = b"connection: close\r\n\r\n" if not goes_on else b"connection: keep-alive\r\n\r\n"
+            how = b"connection: keep-alive\r\n\r\n" if goes_on else b"connection: close\r\n\r\n"
             self.transport.write(b"".join((start, head, how, body)))
-            if not goes_on:
+            if not goes_on and incoming.keep_alive:
+                self._leave()
+            elif not goes_on:
                 self.transport.close()
         if serving.access is not None:
             serving.access(parts.method, parts.target or "", status)
@@ -265,7 +297,7 @@ class CheckProtocol(HttpToolsProtocol):
             self._advance()
 
     def _refuse(self, status: int) -> None:
-        """Answers what is no request, and closes when the client has had time to read that."""
+        """Answers what is no request, and ends the connection."""
         serving = self.server_state
         text = HTTPStatus(status).phrase.encode() + b"\n"
         self.transport.write(
@@ -273,10 +305,16 @@ class CheckProtocol(HttpToolsProtocol):
             % (serving.starts.get(status) or serving.start(status), len(text), text)
         )
         serving.total_requests += 1
-        self._busy = self._leaving = True
-        self._since = serving.tick
         if serving.access is not None:
             serving.access("-", "-", status)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Says that nothing more will come, and closes when the client has had time to read what did:
+        closing while it still sends could destroy that on its way."""
+        self._busy = self._leaving = True
+        self._since = self.server_state.tick
+        self.flow.resume_reading()
         if self._ended or not self.transport.can_write_eof():
             self.transport.close()
         else:
@@ -289,7 +327,9 @@ class CheckProtocol(HttpToolsProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._busy and self._pending is None and not self._leaving and not self.transport.is_closing():
+        if self._resting or self._leaving or self._pending is not None:
+            return
+        if self._busy and not self.transport.is_closing():
             self._busy = False
             self.flow.resume_reading()
             self._advance()
@@ -309,9 +349,10 @@ class CheckProtocol(HttpToolsProtocol):
             if silent > (HEAD_SECONDS if self._stage == "head" else BODY_SECONDS):
                 self._refuse(408)
         elif silent >= (LEAVE_SECONDS if self.server_state.draining else self.server_state.keep_alive):
-            self.transport.close()
+            self._leave()
 
     def shutdown(self) -> None:
         """The worker ends: what is pending is answered and is the last, what is idle may go on a little."""
-        if self._pending is not None and not self._incoming.waiting:
+        # Where the answer's head has left already, nobody would be told: the next answer will say it.
+        if self._pending is not None and not self._incoming.waiting and not self.cycle.response_started:
             self.cycle.keep_alive = False

@@ -86,28 +86,35 @@ def exposition(numbers: Numbers) -> str:
     return "\n".join(lines) + "\n"
 
 
-def new_folder() -> Path | None:
-    """A private folder for one server's workers, in memory where that is possible; ``None`` when
-    there is no place for it. Who makes it removes it."""
+def new_folder(user: int = -1, group: int = -1) -> Path | None:
+    """A private folder for one server's workers, which run as ``user`` and ``group`` (-1: as this
+    process), in memory where that is possible; ``None`` when there is no place for it. Who makes it
+    removes it."""
     where = str(_MEMORY) if os.access(_MEMORY, os.W_OK | os.X_OK) else None
     try:
-        return Path(tempfile.mkdtemp(prefix="authservice-", dir=where))
+        folder = tempfile.mkdtemp(prefix="authservice-", dir=where)
+        os.chown(folder, user, group)
     except OSError:
         return None
+    return Path(folder)
 
 
 def fold(folder: Path, pid: int) -> None:
     """Adds what a process that has ended counted to what the ended ones had. What it held, it
-    holds no more. For the one process that waits for its workers' ends."""
-    with _locked(folder, fcntl.LOCK_EX):
-        total = Counter(_read(folder / _ENDED))
-        left = list(folder.glob(f"{_LIVE}{pid}-*"))
-        for path in left:
-            total.update(_read(path, counters_only=True))
-        if left:
-            _write(folder / _ENDED, {"counters": total})
-        for path in left:
-            path.unlink(missing_ok=True)
+    holds no more. For the one process that waits for its workers' ends, and that must go on
+    whatever became of the folder: raises nothing."""
+    try:
+        with _locked(folder, fcntl.LOCK_EX):
+            total = Counter(_read(folder / _ENDED))
+            left = list(folder.glob(f"{_LIVE}{pid}-*"))
+            for path in left:
+                total.update(_read(path, counters_only=True))
+            if left:
+                _write(folder / _ENDED, {"counters": total})
+            for path in left:
+                path.unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
+        log.warning("numbers of an ended worker are lost: %s", type(error).__name__)
 
 
 class _Publisher:

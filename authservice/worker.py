@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,7 +18,6 @@ from typing import Any
 
 import uvloop
 from gunicorn.arbiter import Arbiter
-from uvicorn._compat import asyncio_run
 from uvicorn.config import Config
 from uvicorn.server import Server
 from uvicorn_worker import UvicornWorker
@@ -31,6 +31,12 @@ log = logging.getLogger(__name__)
 
 MARGIN_SECONDS = 2
 """How long before gunicorn's ``graceful_timeout`` a worker ends by itself."""
+
+MOST_FILES = 65536
+"""Open files that a worker asks its system for, so that idle connections cannot take the last one."""
+
+KEPT_FILES = 256
+"""How many of them connections leave to everything else."""
 
 
 class CheckServer(Server):
@@ -57,6 +63,7 @@ class CheckServer(Server):
         await self._ending.wait()
 
     def _second(self) -> None:
+        asyncio.get_running_loop().call_later(1, self._second)
         self._worker.notify()
         self._serving.sweep()
         limit = self.limit_max_requests
@@ -64,8 +71,8 @@ class CheckServer(Server):
             self._worker.log.info("%s requests answered: this worker ends", limit)
             self.end()
         if os.getppid() != self._worker.ppid:
+            # The arbiter is gone, and nobody would end this worker.
             self.end()
-        asyncio.get_running_loop().call_later(1, self._second)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Accepts nobody any more; answers what still comes on open connections with ``connection:
@@ -104,16 +111,13 @@ class CheckWorker(UvicornWorker):
         "server_header": False,
     }
 
-    def handle_abort(self, sig: int, frame: Any) -> None:
-        """The arbiter's last word to a worker whose loop hangs."""
-        os._exit(1)
-
     def run(self) -> None:
         """Serves until the end."""
-        busy = asyncio_run(self._live(), loop_factory=uvloop.new_event_loop)
+        busy = uvloop.run(self._live())
         if busy:
             # The interpreter would wait for its threads, and they for whatever holds them.
             self.log.warning("%s requests did not end in time", busy)
+            self.wsgi.extensions["authservice"].ledger.stop()
             os._exit(0)
 
     async def _live(self) -> int:
@@ -134,8 +138,18 @@ class CheckWorker(UvicornWorker):
     def _serving(self) -> Serving:
         service = self.wsgi.extensions["authservice"]
         access = self._access if self.cfg.accesslog else None
-        return Serving(FastLane(service.judge), self.wsgi.judges, self.cfg.keepalive, access)
+        connections = max(KEPT_FILES, open_files() - KEPT_FILES)
+        return Serving(FastLane(service.judge), self.wsgi.judges, self.cfg.keepalive, access, connections)
 
     def _access(self, method: str, target: str, status: int) -> None:
         """One line of the access log: never the query."""
         self.log.access_log.info("%s %s %s", method, target.partition("?")[0], status)
+
+
+def open_files() -> int:
+    """How many files this process may open, after asking for `MOST_FILES`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -17,6 +19,7 @@ from flask import Flask
 from werkzeug.test import create_environ, run_wsgi_app
 
 from authservice.logs import JsonLines
+from tests.lanes import on_both_lanes
 from tests.programs import require
 
 if TYPE_CHECKING:
@@ -39,9 +42,20 @@ class Clock:
 
     def __init__(self) -> None:
         self.offset = timedelta(0)
+        self._held = threading.local()
 
     def __call__(self) -> datetime:
-        return datetime.now(timezone.utc) + self.offset
+        held: datetime | None = getattr(self._held, "moment", None)
+        return held or datetime.now(timezone.utc) + self.offset
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For this thread it stands still."""
+        self._held.moment = self()
+        try:
+            yield
+        finally:
+            self._held.moment = None
 
     def advance(self, **by: float) -> None:
         self.offset += timedelta(**by)
@@ -75,15 +89,20 @@ class Answer:
 
 def ask(app: Flask, method: str, target: str, *, port: int, headers: Mapping[str, str] | None = None,
         peer: str = "127.0.0.1", body: bytes = b"") -> Answer:
-    """One request straight into the WSGI application, with the target exactly as given."""
+    """One request straight into the WSGI application, with the target exactly as given.
+
+    On the judge's port the fast lane is asked first: what it answers must be the application's answer.
+    """
     path, _, query = target.partition("?")
     environ = create_environ(path="/", method=method, headers=dict(headers or {}), data=body or None)
     environ.update(
         PATH_INFO=path, QUERY_STRING=query, RAW_URI=target, REQUEST_URI=target,
         SERVER_PORT=str(port), REMOTE_ADDR=peer,
     )
-    chunks, status, sent = run_wsgi_app(app, environ, buffered=True)
-    answer = Answer(int(status.split()[0]), tuple(sent), b"".join(chunks))
+    with on_both_lanes(app, environ) as told:
+        chunks, status, sent = run_wsgi_app(app, environ, buffered=True)
+        answer = Answer(int(status.split()[0]), tuple(sent), b"".join(chunks))
+        told(answer.status, answer.headers, answer.body)
     app.extensions.setdefault("answers", []).append(answer)
     return answer
 
@@ -251,6 +270,7 @@ def make_app(
 
     def make(**changes: str) -> Flask:
         app = create_app({**environ, **changes}, now=clock)
+        app.extensions["clock"] = clock
         logging.getLogger("authservice").addHandler(told)
         made.append(app)
         app.extensions["authservice"].start()

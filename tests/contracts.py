@@ -467,12 +467,14 @@ class Watched:
 
     def copy(self) -> None:
         """Copies the entry, as whoever keeps copies does: stamp first, then the store."""
-        until(self.watch.stamp, every=0.001)  # a watch that begins may first make everything forgotten
-        self.told.clear()
-        self.stamp = until(self.watch.stamp, every=0.001)
+        self.stamp = until(self._stamp_from_here, every=0.001)
         entry = self._store.load(self._key)
         assert entry is not None
         self.version = entry.version
+
+    def _stamp_from_here(self) -> object | None:
+        self.told.clear()
+        return self.watch.stamp()
 
     def usable(self) -> bool:
         """Whether the copy may be used now."""

@@ -31,8 +31,10 @@ _running = 0
 
 
 def of_environ(environ: dict[str, Any], body: bytes) -> dict[str, Any]:
-    """What an application can see of a request."""
+    """What an application can see of a request. An empty type is none (PEP 3333)."""
     seen = {key: value for key, value in environ.items() if key in KEYS or key.startswith("HTTP_")}
+    if not seen.get("CONTENT_TYPE"):
+        seen.pop("CONTENT_TYPE", None)
     return {"lane": "full", "body": body.decode("latin-1"), **seen}
 
 

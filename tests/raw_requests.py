@@ -2,7 +2,8 @@ r"""Reads the table of raw HTTP requests in ``tests/data/requests/*.http``.
 
 A request begins with a line ``### name -> verdict``; the lines below it, put together without their line
 breaks, are its bytes. What does not show is escaped: ``\r \n \t \0 \\ \xHH``, ``\{8190*a}`` for 8190 times
-``a`` (escapes count there too), and ``\_`` for a blank at the end of a line. A line that begins with ``# `` is a comment.
+``a`` (escapes count there too), and ``\_`` for a blank at the end of a line. A line that begins with ``# ``
+is a comment.
 
 A verdict is what comes back, one word for each answer in order:
 

@@ -26,6 +26,7 @@ from tests.sample_sessions import a_session
 from tests.waiting import until
 
 NAME = "authservice_session"
+DEAD = [new_secret(), new_secret()]
 
 
 def a_check(**headers: str) -> CheckRequest:
@@ -83,8 +84,8 @@ def test_quick_or_slow_the_same_secret_counts(
     sessions: Sessions, live: list[str],
     cookies: list[tuple[str, str, str, int | str, str]], credential: str, header: str,
 ) -> None:
-    values: dict[int | str, str] = dict(enumerate(live))
-    values |= {"dead": DEAD[0], "dead too": DEAD[1], "malformed": "A" * 49, "short": live[0][:-1], "long": live[0] + "x"}
+    values: dict[int | str, str] = {**dict(enumerate(live)), "dead": DEAD[0], "dead too": DEAD[1]}
+    values |= {"malformed": "A" * 49, "short": live[0][:-1], "long": live[0] + "x"}
     line = "".join(f"{before}{name}{equals}{values[value]}{end}" for before, name, equals, value, end in cookies)
     sent = credential.format(*live, dead=DEAD[0], malformed="A" * 49)
     check = a_check(cookie=line, **{header.replace("-", "_"): sent})
@@ -100,9 +101,6 @@ def test_quick_or_slow_the_same_secret_counts(
         assert authenticator.authenticate(check, Reach.MEMORY) == expected
     except NeedsIO:
         pass  # which is no answer
-
-
-DEAD = [new_secret(), new_secret()]
 
 
 def test_one_copy_gives_one_identity_for_each_way_it_came(sessions: Sessions, live: list[str]) -> None:

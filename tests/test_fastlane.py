@@ -18,7 +18,9 @@ from authservice.sessions.seal import new_secret
 from tests.conftest import Browser, ask
 
 CHROME = {
-    "user-agent": "Mozilla/5.0 (X11; Linux x86_64)", "accept": "text/html,application/xhtml+xml", "sec-fetch-mode": "navigate",
+    "user-agent": "Mozilla/5.0 (X11; Linux x86_64)",
+    "accept": "text/html,application/xhtml+xml",
+    "sec-fetch-mode": "navigate",
 }
 
 
@@ -124,7 +126,8 @@ class TestNoAnswer:
         assert saying(error).ask(parts()) is None
 
     @pytest.mark.parametrize("name,value", [
-        ("X-A", "1\r\nX-B: 2"), ("X-A", "1\nX-B: 2"), ("X-A", "1\rX-B: 2"), ("X-A", "1\x00"), ("X-A", "1\x7f"), ("X-A", "\u010a"),
+        ("X-A", "1\r\nX-B: 2"), ("X-A", "1\nX-B: 2"), ("X-A", "1\rX-B: 2"), ("X-A", "1\x00"), ("X-A", "1\x7f"),
+        ("X-A", "\u010a"),
         ("X-A\r\nX-B", "1"), ("X-A: 1\r\nX-B", "2"), ("X A", "1"), ("", "1"), ("X-\u00c4", "1"),
     ])
     def test_with_a_header_that_could_be_read_as_two(self, name: str, value: str) -> None:
@@ -133,10 +136,9 @@ class TestNoAnswer:
 
 class TestTheBytes:
     def test_names_in_lower_case_and_the_length_behind(self) -> None:
-        answer = saying(Reply(403, (("X-Name", "Value, ä"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")), b"four")).ask(parts())
-        assert answer == Answer(
-            403, "x-name: Value, ä\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 4\r\n".encode("latin-1"), b"four"
-        )
+        reply = Reply(403, (("X-Name", "Value, ä"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2")), b"four")
+        head = "x-name: Value, ä\r\nset-cookie: a=1\r\nset-cookie: b=2\r\ncontent-length: 4\r\n"
+        assert saying(reply).ask(parts()) == Answer(403, head.encode("latin-1"), b"four")
 
     def test_nothing_at_all(self) -> None:
         assert saying(Reply(204)).ask(parts()) == Answer(204, b"", b"")
@@ -185,6 +187,7 @@ class TestTheLog:
         full, quick = told()
         assert full.pop("time") and quick.pop("time")
         assert full == quick == {
-            "level": "info", "logger": "authservice.judge", "event": "check_allowed", "request_id": "r-1", "method": "GET",
-            "host": "app.example", "path": "/a/b", "client": "127.0.0.1", "dialect": "envoy", "auth_method": "cookie",
+            "level": "info", "logger": "authservice.judge", "event": "check_allowed", "request_id": "r-1",
+            "method": "GET", "host": "app.example", "path": "/a/b", "client": "127.0.0.1", "dialect": "envoy",
+            "auth_method": "cookie",
         }

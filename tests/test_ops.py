@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import multiprocessing
 import os
@@ -10,16 +11,22 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from authservice import pool as pool_of_threads
 from authservice import scrape
+from authservice.authn.cache import BearerCache
 from authservice.check import Reach, RequestParts
 from authservice.errors import Reason, StoreDown
 from authservice.fastlane import FastLane
 from authservice.ops import Counts, Metric
+from authservice.pool import Pool
 from authservice.scrape import Ledger
 from tests.conftest import Answer, Browser, ask
 from tests.served import LIMIT, Served, exchange, request, serving
@@ -169,6 +176,32 @@ class TestWhatIsCounted:
         assert browser.get(target).status in (502, 503, 504)
         assert told(browser)[Metric.PROVIDER_FAILURES.one()] >= 1
 
+    def test_verdicts_about_tokens_in_memory(self) -> None:
+        counts = Counts()
+        cache = BearerCache(10, None, lambda: datetime.now(timezone.utc), counts=counts)
+        with pytest.raises(KeyError):
+            cache.find(("jwt", b"digest"))
+        cache.keep(("jwt", b"digest"), None)
+        assert cache.find(("jwt", b"digest")) is None
+        assert counts.counters()[Metric.BEARER_HITS.one()] == 1
+
+    def test_requests_for_which_there_is_no_room(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pool_of_threads, "WAITING_PER_THREAD", -1)
+        counts = Counts()
+        pool = Pool(lambda environ, start_response: [], 1, counts.adder(Metric.POOL_REFUSALS))
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        try:
+            # In a thread of its own: in the tests' one a browser's loop may be running.
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(asyncio.run, pool({"type": "http"}, None, send)).result()
+        finally:
+            pool.close()
+        assert sent[0]["status"] == 503 and counts.counters()[Metric.POOL_REFUSALS.one()] == 1
+
     def test_only_metrics_is_another_path_of_the_listener(self, watched: Callable[..., Browser]) -> None:
         app = watched().app
         until(lambda: ask(app, "GET", "/", port=PROBE).status == 200)
@@ -245,6 +278,14 @@ class TestSeveralProcesses:
         _, ledger = self.counted(gone, 2)
         assert self.logins(ledger) == 2
         ledger.stop()
+
+    @pytest.mark.parametrize("broken", ["gone", "nonsense"])
+    def test_nothing_that_became_of_the_folder_stops_who_waits_for_workers(self, folder: Path, broken: str) -> None:
+        if broken == "nonsense":
+            (folder / "ended.json").write_text("{")
+        else:
+            folder = folder / "gone"
+        scrape.fold(folder, os.getpid())
 
     def test_its_files_are_for_nobody_else_and_tell_numbers_only(self, folder: Path) -> None:
         shared = scrape.new_folder()

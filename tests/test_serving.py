@@ -1,4 +1,4 @@
-"""The service as it is really served: gunicorn, two ports, real sockets."""
+"""The service as it is really served: gunicorn, two ports, real sockets, with either class of worker."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -62,12 +65,18 @@ class Served:
         return self.process.wait(LIMIT)
 
 
+@pytest.fixture(params=["fast", "gthread"])
+def worker_class(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
-def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Served]]:
+def serve(environ: dict[str, str], tmp_path: Path, worker_class: str) -> Iterator[Callable[..., Served]]:
     running: list[Served] = []
 
     def start(**changes: str) -> Served:
-        served = Served({**environ, "WEB_CONCURRENCY": "2", **changes}, tmp_path / f"gunicorn-{len(running)}.log")
+        chosen = {"WORKER_CLASS": worker_class, "WEB_CONCURRENCY": "2"}
+        served = Served({**environ, **chosen, **changes}, tmp_path / f"gunicorn-{len(running)}.log")
         running.append(served)
         until(served.answers, LIMIT)
         return served
@@ -140,6 +149,65 @@ def test_connections_that_stop_in_mid_head_keep_nobody_waiting_for_ever(serve: C
     finally:
         for connection in idle:
             connection.close()
+
+
+def test_both_workers_refuse_the_same_requests_with_the_same_words(serve: Callable[..., Served]) -> None:
+    served = serve(UNAUTHENTICATED_RESPONSE="401")
+    shapes = {
+        b"GET / HTTP/1.1\r\nHost: h\r\nHost: h": 400, b"GET / HTTP/1.1\r\nHost: h\r\nA : b": 400,
+        b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\nTransfer-Encoding: chunked": 400,
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: br": 501, b"GET / HTTP/1.1\r\nHost: h\r\nExpect: x": 417,
+        b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nHost: h": 414, b"GET / HTTP/1.1\r\nHost: h" + b"\r\nA: b" * 201: 431,
+        b"GET / HTTP/1.1\r\nHost: h" + (b"\r\nA: " + b"b" * 30_000) * 3: 431,
+        b"PUT / HTTP/1.1\r\nHost: h\r\nContent-Length: 99999999": 413,
+        b"POST / HTTP/1.1\r\nHost: h\r\nX_Y: z\r\nContent-Length: 3": 401,
+    }
+    for head, status in shapes.items():
+        answer = raw(served.judge, head + b"\r\n\r\nabc")
+        assert answer.startswith(b"HTTP/1.1 %d " % status), (head[:90], answer[:90])
+
+
+def test_the_heartbeat_goes_on_and_a_worker_that_hangs_is_replaced(serve: Callable[..., Served]) -> None:
+    served = serve(WEB_CONCURRENCY="1", GUNICORN_CMD_ARGS="--timeout 3")
+    [worker] = worker_pids(served)
+    asked = time.monotonic()
+    until(lambda: time.monotonic() > asked + 5 or worker_pids(served) != {worker}, LIMIT)
+    assert worker_pids(served) == {worker}, "idle, and well"
+    os.kill(worker, signal.SIGSTOP)
+    until(lambda: worker not in worker_pids(served) and served.answers(), LIMIT)
+
+
+def test_a_worker_that_has_answered_enough_is_replaced(serve: Callable[..., Served]) -> None:
+    served = serve(WEB_CONCURRENCY="1", GUNICORN_CMD_ARGS="--max-requests 20", SKIP_AUTH_URLS="/open")
+    before = worker_pids(served)
+    for _ in range(30):
+        assert served.get("/open").status_code == 200
+    until(lambda: worker_pids(served) and not worker_pids(served) & before, LIMIT)
+    assert served.get("/open").status_code == 200
+
+
+def test_a_reload_under_load_fails_no_check(serve: Callable[..., Served]) -> None:
+    served = serve(SKIP_AUTH_URLS="/open")
+    before = worker_pids(served)
+    over = threading.Event()
+
+    def ask() -> int:
+        count = 0
+        with requests.Session() as session:
+            while not over.is_set():
+                answer = session.get(served.url("/open"), timeout=LIMIT)
+                assert answer.status_code == 200
+                count += 1
+        return count
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask) for _ in range(4)]
+        served.process.send_signal(signal.SIGHUP)
+        try:
+            until(lambda: len(worker_pids(served)) == 2 and not worker_pids(served) & before, LIMIT)
+        finally:
+            over.set()
+        assert sum(each.result(LIMIT) for each in asking) > 0
 
 
 def worker_pids(served: Served) -> set[int]:

@@ -112,13 +112,14 @@ def test_k08_what_is_not_quite_our_cookie_is_none(form: str) -> None:
 
 SECRETS = [new_secret() for _ in range(3)]
 PIECES = st.sampled_from(
-    [NAME, NAME[:5], "x", "=", "==", ";", ",", "; ", " ", "\t", '"', "\xe9", "\n", "\x0b", "\xa0", "_", "A" * 48, "A" * 49]
+    [NAME, NAME[:5], "x", "=", "==", ";", ",", "; ", " ", "\t", '"', "\xe9", "\n", "\x0b", "\xa0", "_"]
+    + ["A" * 48, "A" * 49]
     + [f"{NAME}={secret}" for secret in SECRETS]
     + SECRETS
 )
 
 
-@settings(deadline=None, max_examples=1000)
+@settings(deadline=None, max_examples=500)
 @given(st.lists(PIECES, max_size=14).map("".join))
 def test_the_quick_search_finds_what_reading_every_cookie_finds(header: str) -> None:
     shaped = re.compile(r"[A-Za-z0-9_-]{49}")
@@ -131,7 +132,8 @@ def test_the_quick_search_finds_what_reading_every_cookie_finds(header: str) -> 
 
 def test_k07_the_quick_search_is_quick_whatever_it_is_given() -> None:
     secret = new_secret()
-    for evil in (f"{NAME} " * 3000, f"x{NAME}={secret};" * 900, f"{NAME}={' ' * 60_000}", f"{' ' * 60_000}{NAME}", NAME * 3000):
+    blanks = " " * 60_000
+    for evil in (f"{NAME} " * 3000, f"x{NAME}={secret};" * 900, f"{NAME}={blanks}", blanks + NAME, NAME * 3000):
         began = time.perf_counter()
         assert first_candidate(f"{evil};{NAME}={secret}", NAME) == secret
         assert time.perf_counter() - began < 0.1

@@ -16,7 +16,7 @@ import redis
 from authservice.errors import StoreDown
 from authservice.sessions import Label, to_microseconds
 from authservice.sessions.redis import KEY_PREFIX, RedisStore
-from tests.contracts import MINUTE, Clock, StoreContract, at_once
+from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, at_once
 from tests.programs import require
 from tests.servers import OF_A_CLUSTER, Certificates, RedisServer, Wire, any_redis, free_port, running_redis
 from tests.waiting import until
@@ -47,17 +47,25 @@ def prefix(request: pytest.FixtureRequest) -> str:
     return f"{request.node.name}:"
 
 
-class TestRedisStore(StoreContract):
-    @pytest.fixture
-    def open_store(self, server: RedisServer, prefix: str) -> Callable[[Clock], RedisStore]:
-        return lambda clock: RedisStore(server.address, now=clock, prefix=prefix)
+@pytest.fixture
+def open_store(server: RedisServer, prefix: str) -> Callable[[Clock], RedisStore]:
+    return lambda clock: RedisStore(server.address, now=clock, prefix=prefix)
 
-    @pytest.fixture
-    def recipe(self, server: RedisServer, prefix: str) -> str:
-        return (
-            "from authservice.sessions.redis import RedisStore\n"
-            f"store = RedisStore({server.address!r}, now=now, prefix={prefix!r})"
-        )
+
+@pytest.fixture
+def recipe(server: RedisServer, prefix: str) -> str:
+    return (
+        "from authservice.sessions.redis import RedisStore\n"
+        f"store = RedisStore({server.address!r}, now=now, prefix={prefix!r})"
+    )
+
+
+class TestRedisStore(StoreContract):
+    pass
+
+
+class TestRedisWatch(WatchContract):
+    pass
 
 
 def test_entries_expire_by_the_servers_own_clock_too(server: RedisServer, prefix: str) -> None:

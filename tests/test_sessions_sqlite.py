@@ -838,10 +838,20 @@ import os
 from authservice.sessions.forks import ForkGuard
 
 let_go = []
-guard = ForkGuard(lambda: let_go.append(True), patience=0.05)
+
+def forking():
+    with guard.inside_now() as entered:
+        let_go.append(not entered)
+
+guard = ForkGuard(forking, patience=0.05)
+with guard.inside_now() as entered, guard.inside():
+    assert entered
 with guard.inside():
     child = os.fork()
 if child == 0:
+    with guard.inside_now() as entered:
+        if entered:
+            os._exit(2)
     try:
         with guard.inside():
             os._exit(1)

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Thread
 
 import pytest
@@ -14,7 +15,7 @@ import pytest
 from authservice.sessions import Label, generation, sqlite_watch
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import MINUTE, Clock, Watched, output, run_python
-from tests.waiting import until
+from tests.waiting import by_then, until
 
 AT_ONCE = 0.05
 
@@ -39,12 +40,13 @@ def watched(store: SqliteStore) -> Iterator[Watched]:
 
 def seen_soon(watched: Watched) -> bool:
     """Whether the copy's end is noticed within 50 ms, and for good."""
-    until(lambda: not watched.usable(), AT_ONCE, every=0.0005)
+    by_then(lambda: not watched.usable(), AT_ONCE)
     return not any(watched.usable() for _ in range(20))
 
 
 def usable_soon(watched: Watched) -> bool:
-    return bool(until(watched.usable, AT_ONCE, every=0.0005))
+    by_then(watched.usable, AT_ONCE)
+    return True
 
 
 # --- the number beside the file ---------------------------------------------------------------
@@ -269,7 +271,7 @@ def test_a_store_that_is_not_ready_yet_vouches_for_nothing(tmp_path: Path, clock
     assert told.stamp() is None
     (tmp_path / "volume").unlink()
     store.save("key", b"value", clock() + MINUTE)
-    assert until(told.stamp, AT_ONCE, every=0.001)
+    by_then(told.stamp, AT_ONCE)
     told.stop()
     store.close()
 
@@ -294,31 +296,36 @@ def test_a_watch_lets_go_of_its_files(store: SqliteStore, watched: Watched, tmp_
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can take rights away from itself")
-def test_on_a_read_only_volume_changes_are_still_seen(store: SqliteStore, tmp_path: Path, clock: Clock) -> None:
+def test_on_a_read_only_volume_changes_are_still_seen(clock: Clock) -> None:
     """A process that may write nothing reads what others write, through files that they opened."""
-    for one in [tmp_path, *tmp_path.parents][:4]:
-        one.chmod(0o755)
-    generation.beside(store.path).unlink(missing_ok=True)
-    for one in tmp_path.iterdir():
-        one.chmod(0o644)
+    with TemporaryDirectory() as folder, closing(SqliteStore(Path(folder) / "sessions.db", clock)) as store:
+        store.save("key", b"value", clock() + MINUTE)
+        Path(folder).chmod(0o755)  # tmp_path has parents that pytest closes to others when it begins
+        generation.beside(store.path).unlink()
+        for one in Path(folder).iterdir():
+            one.chmod(0o644)
+        _watch_as_somebody_else(store.path)
+
+
+def _watch_as_somebody_else(file: Path) -> None:
     code = (
         "import os, sys\n"
         "from datetime import datetime, timezone\n"
         "from tests.contracts import Watched\n"
-        "from tests.waiting import until\n"
+        "from tests.waiting import by_then\n"
         "from authservice.sessions.sqlite import SqliteStore\n"
         "os.setgid(65534)\nos.setuid(65534)\n"
         "store = SqliteStore(sys.argv[1], lambda: datetime.now(timezone.utc))\n"
         "with Watched(store, 'key') as watched:\n"
         "    print(watched.usable(), flush=True)\n"
         "    sys.stdin.readline()\n"
-        "    until(lambda: not watched.usable(), 0.05, every=0.0005)\n"
+        "    by_then(lambda: not watched.usable(), 0.05)\n"
         "    print(os.listdir(os.path.dirname(sys.argv[1])))\n"
     )
-    process = run_python(code, str(store.path))
+    process = run_python(code, str(file))
     assert process.stdout is not None
-    assert process.stdout.readline() == "True\n"
-    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+    assert process.stdout.readline() == "True\n", process.communicate()
+    with closing(sqlite3.connect(file, isolation_level=None)) as other:
         other.execute("DELETE FROM entries")
     assert "sessions.db-generation" not in output(process, "go\n")
 
@@ -355,7 +362,7 @@ from datetime import datetime, timedelta, timezone
 from threading import Event, Thread
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import Watched
-from tests.waiting import until
+from tests.waiting import by_then, until
 now = lambda: datetime.now(timezone.utc)
 store = SqliteStore(sys.argv[1], now)
 store.save("key", b"value", now() + timedelta(minutes=1))
@@ -377,7 +384,7 @@ with Watched(store, "key") as watched:
             assert not watched.usable()
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
-        until(lambda: not watched.usable(), 0.05, every=0.0005)
+        by_then(lambda: not watched.usable(), 0.05)
         store.save("key", b"value", now() + timedelta(minutes=1))
         watched.copy()
     done.set()
@@ -394,6 +401,21 @@ def test_parent_and_child_watch_on_after_a_fork(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.parametrize("takes", [0.0, 3600.0])
+def test_while_one_thread_looks_the_others_believe_what_it_saw_last_but_not_for_long(
+    store: SqliteStore, watched: Watched, clock: Clock, takes: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_watch, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(sqlite_watch, "LOOK_TAKES", takes)
+    store.save("key", b"value", clock() + MINUTE)
+    watched.copy()
+    with watched.watch._lock:  # type: ignore[attr-defined]
+        assert watched.usable() is (takes > 0)
+        store.save("key", b"value", clock() + MINUTE)
+        assert not watched.usable()
+    assert not watched.usable()
+
+
 def test_no_thread_waits_for_another_and_none_is_told_what_is_not_so(
     store: SqliteStore, watched: Watched, clock: Clock
 ) -> None:
@@ -404,7 +426,7 @@ def test_no_thread_waits_for_another_and_none_is_told_what_is_not_so(
     def ask() -> None:
         while not ended:
             watched.usable()
-        if any(watched.usable() for _ in range(500)):
+        if any(watched.usable() for _ in range(100)):
             wrong.append("usable after its end")
 
     threads = [Thread(target=ask) for _ in range(8)]

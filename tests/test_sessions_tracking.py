@@ -302,7 +302,9 @@ def test_stopping_does_not_wait_for_a_dead_server() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize("answer", [b"", b"+OK\r\n" * 1000, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b"-ERR no\r\n"])
+@pytest.mark.parametrize(
+    "answer", [b"", b"+OK\r\n" * 1000, b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b"-ERR no\r\n"]
+)
 def test_what_is_no_redis_server_is_never_believed(
     answer: bytes, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -34,7 +34,7 @@ TABLE = read_all()
 NEXT = request("/next", "X-Next: yes", close=True)
 """What follows each row on its connection. Whether it is answered, and as what, shows where the row ended."""
 
-_ABSOLUTE = "RFC 9112 §3.2.2, RFC 9110 §4.2: no http or https address without a host, with a user or with another port"
+_ABSOLUTE = "RFC 9112 §3.2.2, RFC 9110 §4.2: no address without a host, with a user or with such a port"
 _CONNECT = "RFC 9112 §3.2.3, RFC 9110 §9.3.6: host and port, and no content"
 _BAD_HOST = "RFC 9112 §3.2: a Host that is no host must be refused; gunicorn leaves that to applications"
 _HOST = "RFC 9112 §3.2: a request without Host must be refused; gunicorn leaves that to applications"

@@ -1,8 +1,9 @@
 """Sessions: the record of one login, and the contract of the stores that keep it.
 
-A store handles bytes under hashed keys and knows no meaning; `sessions.seal` makes records
-unreadable without the cookie; `sessions.live` is where the rest of the service asks for a
-session; `sessions.cookies` reads and writes the cookie's two headers; `sessions.interface` are
+A store handles bytes under hashed keys and knows no meaning, and its watch says what changed in
+it; `sessions.seal` makes records unreadable without the cookie; `sessions.live` is where the rest
+of the service asks for a session, of which `sessions.copies` keeps some decoded;
+`sessions.cookies` reads and writes the cookie's two headers; `sessions.interface` are
 Flask-Session's hooks over them. This room knows no token endpoint and no gateway.
 """
 

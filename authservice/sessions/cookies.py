@@ -7,6 +7,7 @@ comma. Called by the session authenticator (which must not touch Flask's session
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,7 +19,7 @@ from authservice.sessions.seal import is_secret
 MOST_TRIED = 4
 """How many cookies of our name are tried; each one that is well formed costs a store read."""
 
-_LOOKS_WELL_FORMED = re.compile(r"[ \t]*=[ \t]*([A-Za-z0-9_-]{49})[ \t]*(?:[;,]|\Z)")
+_WELL_FORMED = r"[ \t]*=[ \t]*([A-Za-z0-9_-]{49})[ \t]*(?:[;,]|\Z)"
 """The rest of our cookie behind its name, up to the next one."""
 
 
@@ -55,17 +56,23 @@ def first_candidate(cookie_header: str, name: str) -> str | None:
     """The first value of the cookie ``name`` that looks well formed: ``None`` only if there are no
     `session_secrets`, and else their first, or a value that is none. Searches for the name
     instead of reading every cookie, since most of a long header is other people's."""
-    at = cookie_header.find(name)
-    while at >= 0:
-        before = at - 1
+    search = _candidate(name).search
+    found = search(cookie_header)
+    while found is not None:
+        before = found.start() - 1
         while before >= 0 and cookie_header[before] in " \t":
             before -= 1
         if before < 0 or cookie_header[before] in ";,":
-            value = _LOOKS_WELL_FORMED.match(cookie_header, at + len(name))
-            if value is not None:
-                return value[1]
-        at = cookie_header.find(name, at + 1)
+            return found[1]
+        found = search(cookie_header, found.start() + 1)
     return None
+
+
+@functools.lru_cache(maxsize=8)
+def _candidate(name: str) -> re.Pattern[str]:
+    """The name and the value, and no more: what stands before is looked at afterwards, since only an
+    expression that begins with plain text is searched for quickly."""
+    return re.compile(re.escape(name) + _WELL_FORMED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ Used by `sessions.sqlite` and `sessions.sqlite_watch`; knows no database.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import os
 import stat
@@ -22,6 +23,7 @@ _FLAGS = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 FileId = tuple[int, int]
 
 
+@functools.lru_cache(maxsize=8)
 def beside(database: Path) -> Path:
     """Where the number of this database is."""
     return database.with_name(database.name + SUFFIX)
@@ -56,7 +58,9 @@ def follow(database: Path) -> tuple[Sequence[int], FileId] | None:
     """The number as item 0 of a sequence that is always up to date, and which file it is in, made
     if there was none; ``None`` when it cannot be had.
 
-    The file stays mapped for as long as the sequence is there, in forked children too.
+    The file stays mapped for as long as the sequence is there, in forked children too. Whoever cuts
+    it short under us kills us by a signal, as with SQLite's own index (``-shm``): to put a backup
+    in place, stop the service first.
     """
     for _ in range(2):
         try:

@@ -34,6 +34,7 @@ _RECENT = timedelta(seconds=10)
 """How exactly it is known which copies were used least recently: to note it costs more than a hit."""
 
 _MOST_TRIES = 5
+_CLAIMS = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,10 @@ class Sessions:
             return copy.session
         if reach is Reach.MEMORY:
             raise NeedsIO
-        return self._read(secret)
+        session = self._read(secret)
+        if session is None and copy is not None:
+            self._copies.forget(copy.key)  # it ended: nobody needs to hold on to whose it was
+        return session
 
     def _still_holds(self, copy: Copy, stamp: object) -> bool:
         """The second look at a copy, which makes the next ones quick again."""
@@ -396,7 +400,7 @@ class _EncodedClaims(VerifiedClaims):
         self._encoded = encoded
 
     def _decoded(self) -> dict[str, Any]:
-        return msgspec.json.decode(self._encoded)
+        return _CLAIMS.decode(self._encoded)
 
     def __getitem__(self, name: str) -> Any:
         return self._decoded()[name]

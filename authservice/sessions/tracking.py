@@ -17,6 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from time import monotonic
+from typing import Any
 
 import redis
 from redis.connection import AbstractConnection
@@ -146,7 +147,7 @@ class _Run:
             elif unanswered and monotonic() - unanswered[0] > SILENCE.total_seconds():
                 raise redis.TimeoutError("no PONG")
 
-    def _hear(self, message: object, epoch: object, unanswered: deque[float]) -> None:
+    def _hear(self, message: Any, epoch: object, unanswered: deque[float]) -> None:
         match message:
             case [b"message", b"__redis__:invalidate", None]:
                 self._forget(None)
@@ -186,7 +187,7 @@ def _subscribe(connection: AbstractConnection, prefix: bytes) -> None:
     is told before the subscription stands. Raises `_Refused` when one of the steps is not allowed.
     https://redis.io/docs/latest/develop/reference/client-side-caching/"""
 
-    def ask(*command: str | bytes | int) -> object:
+    def ask(*command: str | bytes | int) -> Any:
         connection.send_command(*command, check_health=False)
         return connection.read_response(disable_decoding=True)
 

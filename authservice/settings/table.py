@@ -260,7 +260,10 @@ class Declared:
         example="rediss://sessions@redis.example.com:6379/0", secret=True,
     )
     session_store_redis_username: str = _session(
-        kinds.TEXT, "", "The user name at Redis (ACL).", otherwise="the default user",
+        kinds.TEXT, "",
+        "The user name at Redis (ACL). Sessions are kept in memory only when this user also has the rights "
+        "`+ping +client|id +client|tracking +subscribe &__redis__:invalidate`; else every check reads Redis.",
+        otherwise="the default user",
     )
     session_store_redis_pwd: Secret = _session(kinds.SECRET, "", "The password at Redis.", secret=True)
     session_store_redis_db: int = _session(addresses.REDIS_DB, "0", "The number of the database in Redis.")
@@ -399,7 +402,8 @@ class Declared:
     server_port: int = _server(kinds.PORT, "8080", "The port on which gateways ask.")
     web_server_port: int = _server(kinds.PORT, "8082", "The port of pages, `/healthz` and `/readyz`.")
     readiness_probe_port: int | None = _server(
-        kinds.optional(kinds.PORT, None), "", "A further port that answers only whether we are ready.",
+        kinds.optional(kinds.PORT, None), "",
+        "A further port, for those who run the service: whether we are ready, and `/metrics`.",
         otherwise="none", example="8081",
     )
     web_concurrency: int = _server(kinds.whole(1, 512), "2", "The number of worker processes.")

@@ -1,0 +1,113 @@
+"""The machine under the benchmark: which cores are used, how busy they are, and what it is.
+
+Owns what is read from /proc and /sys and the pinning of processes; knows nothing of what is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """One core for what is measured, another one for the load generator and this process."""
+
+    server: int
+    load: int
+
+    @property
+    def shared(self) -> bool:
+        """There is only one; figures then say little."""
+        return self.server == self.load
+
+
+def choose_cores() -> Cores:
+    """Two cores that are no threads of one, where there are two."""
+    ours = sorted(os.sched_getaffinity(0))
+    server = ours[0]
+    apart = [core for core in ours if _siblings(core) != _siblings(server)]
+    return Cores(server, apart[0] if apart else ours[-1])
+
+
+def _siblings(core: int) -> str:
+    file = Path(f"/sys/devices/system/cpu/cpu{core}/topology/thread_siblings_list")
+    return file.read_text().strip() if file.is_file() else str(core)
+
+
+@contextmanager
+def on_core(core: int) -> Iterator[None]:
+    """What this thread starts meanwhile runs on that core alone, and so do its children."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def tree(pid: int) -> list[int]:
+    """A process and everything below it; empty when it is gone."""
+    found = [pid]
+    for parent in found:
+        try:
+            tasks = list(Path(f"/proc/{parent}/task").iterdir())
+        except OSError:
+            continue
+        for task in tasks:
+            try:
+                found += map(int, (task / "children").read_text().split())
+            except OSError:
+                continue  # ended meanwhile
+    return found
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """Processor time that these processes have used so far."""
+    ticks = 0
+    for pid in pids:
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
+
+
+def busy_seconds(core: int) -> float:
+    """Processor time that anybody has used on this core so far, and what the host kept from it.
+    Interrupts are left out: those of our own packets are on nobody's account."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *fields = line.split()
+        if name == f"cpu{core}":
+            user, nice, system, _idle, _wait, _irq, _softirq, steal = map(int, fields[:8])
+            return (user + nice + system + steal) / _TICKS
+    return 0.0
+
+
+def resident_bytes(pid: int) -> int:
+    """The memory of a process that is in use now (VmRSS)."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def shape() -> str:
+    """One line about the machine, for whoever compares figures."""
+    model = platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.partition(":")[2].strip()
+            break
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{len(os.sched_getaffinity(0))} cores ({model}), {memory:.0f} GB, {platform.system()} "
+        f"{platform.release()}, Python {platform.python_version()}"
+    )

@@ -1,0 +1,232 @@
+"""From figures to what is said of them: medians, spreads, ratios, and whether what is wanted holds.
+
+Ratios are taken within a round, where both sides met the same machine, and their median is said with
+the smallest and the largest. Knows the rows by name; measures nothing.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench import bearer
+from bench.load import Figures
+from bench.memory import Memory
+from bench.rows import Group, Row
+from bench.stage import IN_TURN
+
+MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """A median between the smallest and the largest of its values."""
+
+    middle: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        places = 2 if self.middle < 9.95 else 1
+        return f"{self.middle:.{places}f} ({self.low:.{places}f}–{self.high:.{places}f})"
+
+
+@dataclass(slots=True)
+class Results:
+    """Everything that one run measured."""
+
+    machine: str
+    groups: Sequence[Group]
+    rows: Mapping[str, Row]
+    figures: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
+    bearer: dict[str, list[float]] = field(default_factory=dict)
+    memory: Memory | None = None
+
+    def ratio(self, group: str, row: str, base: str) -> Spread | None:
+        """How much more of the row's requests are answered than of the base's."""
+        here = self.figures.get(group, {})
+        pairs = list(zip(here.get(row, ()), here.get(base, ())))
+        return Spread.of([one.rate / other.rate for one, other in pairs]) if pairs else None
+
+    def tail(self, group: str, row: str) -> Spread | None:
+        """p99 divided by p50."""
+        taken = self.figures.get(group, {}).get(row, ())
+        return Spread.of([one.p99 / one.p50 for one in taken if one.p50]) if taken else None
+
+    def disturbed(self) -> float:
+        """The median of what others took of the two cores."""
+        shares = [one.disturbed for rows in self.figures.values() for taken in rows.values() for one in taken]
+        return statistics.median(shares) if shares else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Something that is wanted: at least (or at most) ``bound``."""
+
+    text: str
+    value: Callable[[Results], Spread | None]
+    bound: float
+    at_least: bool = True
+
+    def holds(self, value: Spread) -> bool:
+        return value.middle >= self.bound if self.at_least else value.middle <= self.bound
+
+
+def _times(group: str, row: str, base: str) -> Callable[[Results], Spread | None]:
+    return lambda results: results.ratio(group, row, base)
+
+
+def _in_process(row: str, base: str) -> Callable[[Results], Spread | None]:
+    def value(results: Results) -> Spread | None:
+        pairs = list(zip(results.bearer.get(row, ()), results.bearer.get(base, ())))
+        return Spread(*[statistics.quantiles([a / b for a, b in pairs], n=4)[i] for i in (1, 0, 2)]) if pairs else None
+
+    return value
+
+
+def _live(results: Results) -> Spread | None:
+    return Spread.of([results.memory.live]) if results.memory else None
+
+
+def _growth(results: Results) -> Spread | None:
+    grown = results.memory.growth if results.memory else None
+    return None if grown is None else Spread.of([grown])
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("cookie check / bare responder", _times("beside", "cookie", "bare"), 0.5),
+    Target("cookie check / Flask under gthread", _times("beside", "cookie", "flask"), 10),
+    Target("cookie check / Apache with mod_auth_openidc", _times("beside", "cookie", "apache"), 5),
+    Target("with 15 headers and 4 KB of cookies / bare responder", _times("kinds", "browser", "bare"), 0.35),
+    Target("sessions in Redis / in SQLite", _times("stores", "redis", "cookie"), 0.95),
+    Target("1,000,000 sessions in SQLite / one", _times("stores", "full", "cookie"), 0.9),
+    Target("1,000,000 sessions in Redis / one in Redis", _times("stores", "full-redis", "redis"), 0.9),
+    Target("p99 / p50 of the cookie check, 16 connections", lambda results: results.tail("beside", "cookie"), 4, False),
+    Target(f"MB of a worker with {IN_TURN:,} live sessions", _live, 150, False),
+    Target("MB that 5,000,000 checks add to it", _growth, 2, False),
+    *(Target(f"{row} / {base}, time in the process", _in_process(row, base), most, False)
+      for row, base, most in bearer.WANTED),
+)  # fmt: skip
+
+
+def verdicts(results: Results) -> list[tuple[Target, Spread, bool]]:
+    """The targets of which something was measured, and whether each is met."""
+    found = ((target, target.value(results)) for target in TARGETS)
+    return [(target, value, target.holds(value)) for target, value in found if value is not None]
+
+
+def _cells(results: Results, group: Group, name: str) -> list[str]:
+    taken = results.figures[group.name][name]
+    rate = Spread.of([one.rate for one in taken])
+    ratios = {base: results.ratio(group.name, name, base) for base in group.bases_of(name)}
+    own = group.own_base.get(name)
+    return [
+        results.rows[name].title,
+        f"{rate.middle:,.0f}",
+        f"±{(rate.high - rate.low) / 2 / rate.middle:.0%}",
+        f"{statistics.median(one.p50 for one in taken) * 1e3:.2f}",
+        f"{statistics.median(one.p99 for one in taken) * 1e3:.2f}",
+        f"{statistics.median(one.cpu for one in taken) * 1e6:.1f}" if taken[0].cpu else "",
+        *(str(ratios.get(own or base) or "") for base in group.bases),
+    ]
+
+
+def _head(results: Results, group: Group) -> list[str]:
+    own = bool(set(group.own_base) & set(results.figures[group.name]))
+    named = [f"× {base}" for base in group.bases]
+    return ["", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs", *(["× its base"] if own else named)]
+
+
+def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
+    """A title and lines of cells, the head first, for each group that was measured."""
+    made = []
+    for group in results.groups:
+        measured = results.figures.get(group.name)
+        if measured:
+            lines = [_cells(results, group, name) for name in group.rows if name in measured]
+            made.append((group.title, [_head(results, group), *lines]))
+    if results.bearer:
+        lines = [
+            [name, f"{1 / statistics.median(times):,.0f}", f"{statistics.median(times) * 1e6:.1f}"]
+            for name, times in results.bearer.items()
+        ]
+        made.append(("In the process, without sockets", [["", "per second", "CPU µs"], *lines]))
+    return made
+
+
+def text(results: Results) -> str:
+    """For a terminal."""
+    out = []
+    for title, lines in tables(results):
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        out += ["", title]
+        for line in lines:
+            first, *rest = zip(line, widths)
+            cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]
+            out.append("  " + "  ".join(cells).rstrip())
+    out += ["", f"Others used {results.disturbed():.0%} of a core meanwhile (median).", "", "Wanted"]
+    for target, value, met in verdicts(results):
+        bound = f"{target.bound:g} at {'least' if target.at_least else 'most'}"
+        out.append(f"  {'met    ' if met else 'NOT met'}  {target.text}: {value}, wanted {bound}")
+    return "\n".join(out)
+
+
+def markdown(results: Results, date: str) -> str:
+    """For docs/performance.md, between its markers."""
+    out = [f"Measured {date} on {results.machine}; others used {results.disturbed():.0%} of a core meanwhile.", ""]
+    for title, lines in tables(results):
+        head, *rest = lines
+        out += [f"**{title}**", "", _line(head), _line(["---", *(["---:"] * (len(head) - 1))]), *map(_line, rest), ""]
+    out += ["**Wanted**", "", _line(["", "measured", "wanted", ""]), _line(["---", "---:", "---:", "---"])]
+    for target, value, met in verdicts(results):
+        sign = "≥" if target.at_least else "≤"
+        out.append(_line([target.text, str(value), f"{sign} {target.bound:g}", "met" if met else "**not met**"]))
+    return "\n".join(out)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def written(document: str, table: str) -> str:
+    """The document with this between its markers; ValueError when it has none."""
+    begin, end = MARKS
+    front, found, rest = document.partition(begin)
+    _, closed, back = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the document lacks {begin} … {end}")
+    return f"{front}{begin}\n\n{table}\n\n{end}{back}"
+
+
+def as_json(results: Results, date: str) -> dict[str, Any]:
+    """Every single figure, for whoever draws or compares."""
+    return {
+        "date": date,
+        "machine": results.machine,
+        "others": results.disturbed(),
+        "groups": {
+            group: {
+                name: [
+                    {"rate": one.rate, "p50": one.p50, "p99": one.p99, "cpu": one.cpu, "others": one.disturbed}
+                    for one in taken
+                ]
+                for name, taken in rows.items()
+            }
+            for group, rows in results.figures.items()
+        },
+        "process": results.bearer,
+        "memory": None if results.memory is None else {
+            "live": results.memory.live, "sessions": results.memory.sessions,
+            "checks": results.memory.checks, "growth": results.memory.growth,
+        },
+        "wanted": [
+            {"text": target.text, "bound": target.bound, "at_least": target.at_least, "value": value.middle, "met": met}
+            for target, value, met in verdicts(results)
+        ],
+    }  # fmt: skip

@@ -1,0 +1,121 @@
+"""Taking turns: the rows of a group one after the other, round after round.
+
+Gives one `Figures` for each row and round. A measurement during which others kept the cores busy is
+repeated, whatever its figure was; which part they had is kept with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bench.load import Figures, Request, measure
+from bench.programs import BenchError, Missing
+from bench.rows import Group, Row
+from bench.stage import Stage
+
+DISTURBED = 0.15
+"""Which part of a core others may use (of two) before a measurement counts as disturbed."""
+
+TRIES = 3
+"""How often a disturbed measurement is made at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long and how often; ``patience`` is how many seconds of the whole run may go into trying
+    disturbed measurements again."""
+
+    rounds: int
+    seconds: float
+    warm_up: float
+    patience: float
+
+
+class Patience:
+    """What is left of it."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    def lasts(self) -> bool:
+        return self._left > 0
+
+    def wait(self, began: float, seconds: float) -> None:
+        """Pauses for so long; the time since ``began`` is used up with it."""
+        time.sleep(seconds)  # somebody else's burst; no condition of ours says when it is over
+        self._left -= time.monotonic() - began
+
+
+def measure_group(
+    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, patience: Patience, say: Callable[[str], None]
+) -> dict[str, list[Figures]]:
+    """The figures of each row that can be measured here; what is missing is said."""
+    say(f"\n{group.title}")
+    requests: dict[str, Request] = {}
+    for name in group.rows:
+        try:
+            requests[name] = _ready(name, rows[name], stage, pace)
+        except (Missing, BenchError) as error:
+            say(f"  without «{rows[name].title}»: {error}")
+    taken: dict[str, list[Figures]] = {name: [] for name in requests}
+    for number in range(pace.rounds):
+        for name, request in list(requests.items()):
+            try:
+                figures = _undisturbed(request, stage, pace, patience)
+            except BenchError as error:
+                say(f"  without «{rows[name].title}»: {error}")
+                del requests[name], taken[name]
+                continue
+            taken[name].append(figures)
+            others = f"  others {figures.disturbed:.0%}" if figures.disturbed > DISTURBED else ""
+            say(
+                f"  {number + 1}/{pace.rounds}  {rows[name].title:48}{figures.rate:10,.0f}/s"
+                f"  p50 {figures.p50 * 1e3:7.2f} ms  p99 {figures.p99 * 1e3:7.2f} ms{others}"
+            )
+    return taken
+
+
+def _ready(name: str, row: Row, stage: Stage, pace: Pace) -> Request:
+    """The row's request, once answered as it should be and then for a while: what is slow only at
+    first (imports, empty caches, an interpreter that learns) is no row's figure."""
+    request = row.make(stage)
+    request.verify()
+    stage.once(("warm", name), lambda: measure(request, pace.warm_up, stage.cores))
+    return request
+
+
+def _undisturbed(request: Request, stage: Stage, pace: Pace, patience: Patience) -> Figures:
+    """The least disturbed of up to `TRIES`; the first one, when nobody disturbs."""
+    tries: list[Figures] = []
+    while True:
+        began = time.monotonic()
+        tries.append(measure(request, pace.seconds, stage.cores))
+        if tries[-1].disturbed <= DISTURBED or len(tries) == TRIES or not patience.lasts():
+            return min(tries, key=lambda one: one.disturbed)
+        patience.wait(began, 0.2 * len(tries))
+
+
+def select(groups: Sequence[Group], wanted: Sequence[str], rows: Mapping[str, Row], *, heavy: bool) -> list[Group]:
+    """The groups that hold wanted rows (all of them by default), with those rows and what they are
+    divided by. A word is a row's name or a group's; ValueError for any other."""
+    known = {name for group in groups for name in (group.name, *group.rows)}
+    unknown = sorted(set(wanted) - known)
+    if unknown:
+        raise ValueError(f"there is no row or group {', '.join(unknown)}; --list says what there is")
+    kept: list[Group] = []
+    taken: set[str] = set()
+    for group in groups:
+        named = [
+            name
+            for name in group.rows
+            if (group.name in wanted or (name in wanted and name not in taken) if wanted else True)
+            and (heavy or not rows[name].heavy or name in wanted)
+        ]
+        if not named:
+            continue
+        taken |= set(named)
+        needed = {base for name in named for base in group.bases_of(name)} | set(named)
+        kept.append(group.only(needed))
+    return kept

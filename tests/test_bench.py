@@ -1,0 +1,156 @@
+"""The benchmark: it runs, says ratios and verdicts, and its picture can be read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+from bench import plot, report
+from bench.__main__ import main
+from bench.load import Figures
+from bench.rows import GROUPS, ROWS
+from bench.run import select
+from bench.service import browser
+from tests.programs import require
+
+ROOT = Path(__file__).parent.parent
+ROWS_BY_NAME = {row.name: row for row in ROWS}
+SVG = "{http://www.w3.org/2000/svg}"
+WIDEST_LETTER = 7.6
+"""Pixels of one letter, on average and generously, at 13 pixels' size."""
+
+
+def figures(rate: float, p50: float = 0.0002, p99: float = 0.0006) -> Figures:
+    return Figures(rate, p50, p99, cpu=1 / rate, disturbed=0.0)
+
+
+def results(**rates: list[float]) -> report.Results:
+    """Results of the group «beside», with these rates by row."""
+    made = report.Results("a machine", GROUPS, ROWS_BY_NAME)
+    made.figures["beside"] = {name: [figures(rate) for rate in taken] for name, taken in rates.items()}
+    return made
+
+
+@pytest.fixture(scope="module")
+def everything() -> report.Results:
+    """Every row measured, with figures as far apart as they can be expected."""
+    made = report.Results("2 cores (an example)", GROUPS, ROWS_BY_NAME)
+    extremes = itertools.cycle([(180_000, 0.00006, 0.0001), (35_000, 0.0004, 0.3), (310, 0.05, 0.9)])
+    for group in GROUPS:
+        made.figures[group.name] = {name: [figures(*next(extremes))] * 3 for name in group.rows}
+    return made
+
+
+class TestReport:
+    def test_a_ratio_is_the_median_of_the_rounds_own(self) -> None:
+        ratio = results(cookie=[10, 40, 90], bare=[20, 50, 100]).ratio("beside", "cookie", "bare")
+        assert ratio == report.Spread(0.8, 0.5, 0.9)
+
+    def test_what_was_not_measured_has_no_verdict(self) -> None:
+        texts = [target.text for target, _, _ in report.verdicts(results(cookie=[60], bare=[100]))]
+        assert texts == ["cookie check / bare responder", "p99 / p50 of the cookie check, 16 connections"]
+
+    @pytest.mark.parametrize("rate,met", [(49, False), (51, True)])
+    def test_a_verdict_says_whether_it_is_met(self, rate: float, met: bool) -> None:
+        assert report.verdicts(results(cookie=[rate], bare=[100]))[0][2] is met
+
+    def test_the_tables_have_every_row_and_as_many_cells_as_their_heads(self, everything: report.Results) -> None:
+        for (_, lines), group in zip(report.tables(everything), GROUPS):
+            assert [line[0] for line in lines[1:]] == [ROWS_BY_NAME[name].title for name in group.rows]
+            assert {len(line) for line in lines} == {len(lines[0])}
+
+    def test_only_what_is_between_the_marks_is_replaced(self) -> None:
+        begin, end = report.MARKS
+        assert report.written(f"a\n{begin}\nold\n{end}\nz\n", "new") == f"a\n{begin}\n\nnew\n\n{end}\nz\n"
+        with pytest.raises(ValueError):
+            report.written("no marks", "new")
+
+
+class TestRows:
+    def test_names_are_there_once(self) -> None:
+        names = [row.name for row in ROWS] + [group.name for group in GROUPS]
+        assert len(set(names)) == len(names)
+
+    def test_every_row_is_in_a_group_and_every_base_in_its_own(self) -> None:
+        assert {name for group in GROUPS for name in group.rows} == set(ROWS_BY_NAME)
+        for group in GROUPS:
+            assert {*group.bases, *group.own_base, *group.own_base.values()} <= set(group.rows)
+
+    def test_a_row_brings_what_it_is_divided_by(self) -> None:
+        (group,) = select(GROUPS, ["apache"], ROWS_BY_NAME, heavy=True)
+        assert group.rows == ("bare", "cookie", "apache")
+
+    def test_a_quick_run_leaves_heavy_rows_out_unless_they_are_named(self) -> None:
+        def rows(wanted: list[str]) -> set[str]:
+            return {name for group in select(GROUPS, wanted, ROWS_BY_NAME, heavy=False) for name in group.rows}
+
+        assert "full" not in rows([]) and "full" in rows(["full"])
+
+    def test_an_unknown_row_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--rows", "cookie,coockie"]) == 2
+        assert "coockie" in capsys.readouterr().err
+
+    def test_the_list_has_every_row(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--list"]) == 0
+        assert set(ROWS_BY_NAME) <= set(capsys.readouterr().out.split())
+
+    def test_a_browser_sends_15_headers_and_4_kb_of_cookies(self) -> None:
+        headers = dict(browser("authservice_session=" + "s" * 49))
+        assert len(headers) == 15 and len(headers["Cookie"]) == 4096
+        assert f"; authservice_session={'s' * 49}; " in headers["Cookie"]
+
+
+class TestPicture:
+    def test_no_two_texts_lie_on_each_other_or_beyond_the_edge(self, everything: report.Results) -> None:
+        drawn = ElementTree.fromstring(plot.svg(everything, "2026-01-01"))
+        height = float(drawn.attrib["viewBox"].split()[3])
+        boxes = []
+        for text in drawn.iter(f"{SVG}text"):
+            width = len(text.text or "") * WIDEST_LETTER * (1.3 if "title" in text.get("class", "") else 1)
+            kinds = text.get("class", "").split()
+            left = float(text.attrib["x"]) - width * (1 if "end" in kinds else 0.5 if "mid" in kinds else 0)
+            boxes.append((left, left + width, float(text.attrib["y"]), text.text))
+        for left, right, y, content in boxes:
+            assert left >= 0 and right <= plot.WIDTH and 12 <= y <= height, content
+        for (a, b, y, one), (c, d, z, other) in itertools.combinations(boxes, 2):
+            assert abs(y - z) >= 13 or b <= c or d <= a, (one, other)
+
+    def test_what_is_drawn_is_also_told(self, everything: report.Results) -> None:
+        drawn = ElementTree.fromstring(plot.svg(everything, "2026-01-01"))
+        told = drawn.findtext(f"{SVG}desc") or ""
+        for _, marks in plot.marks(everything):
+            for mark in marks:
+                assert f"{mark.title}, {mark.rate:,.0f} requests per second" in told
+
+    def test_there_is_a_light_and_a_dark_set_of_colours(self) -> None:
+        assert "prefers-color-scheme: dark" in plot.STYLE
+
+    def test_nothing_measured_is_no_picture(self) -> None:
+        assert plot.svg(report.Results("", GROUPS, ROWS_BY_NAME), "") == ""
+
+
+@pytest.mark.slow
+@pytest.mark.external
+def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
+    """One short round; the figures of a busy machine mean nothing, so only their being there is looked at."""
+    for program in ("wrk", "nginx", "apache2", "redis-server", "envoy"):
+        require(program)
+    rows = ("nginx", "granian", "apache", "flask", "browser", "redis", "cookie-close", "envoy", "nginx-check")
+    command = [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--seconds", "0.2"]
+    command += ["--rows", ",".join((*rows, "process")), "--json", str(tmp_path / "j"), "--plot", str(tmp_path / "p.svg")]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=dict(os.environ))
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert "without" not in run.stdout.replace("without the check", "").replace("without sockets", ""), run.stdout
+    said = json.loads((tmp_path / "j").read_text())
+    measured = {name: taken for group in said["groups"].values() for name, taken in group.items()}
+    assert {*rows, "bare", "cookie", "envoy-open", "nginx-open"} <= set(measured)
+    assert all(one["rate"] > 0 and 0 < one["p50"] <= one["p99"] for taken in measured.values() for one in taken)
+    assert len(said["wanted"]) == 9
+    ElementTree.parse(tmp_path / "p.svg")
