@@ -115,7 +115,8 @@ class Stack:
             for person in self.people
             for visit in person.history
             # Who logs out shows the provider's own ID token to the provider (RP-Initiated Logout 1.0 §2).
-            if visit.url.startswith(self.url) and not visit.url.endswith(("/authservice/logout", "/authservice/site/session"))
+            if visit.url.startswith(self.url)
+            and not visit.url.endswith(("/authservice/logout", "/authservice/site/session"))
             and any(secret in visit.answer.text for secret in secrets)
         ]
         assert not shown, f"S-33: secrets on the pages {shown[:3]}"
