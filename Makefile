@@ -13,7 +13,7 @@ PYTEST  := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 DEMO    := PYTHONPATH=$(CURDIR)/deploy/demo:$(CURDIR) $(BIN)/python -m authservice_demo
 STAMPS  := $(VENV)/.installed
 
-.PHONY: help demo demo-check test test-quick bench wheel wheel-check settings-table clean
+.PHONY: help demo demo-check test test-quick test-gthread bench wheel wheel-check settings-table clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,9 @@ test: $(STAMPS)/test ## the whole suite; what a missing program leaves out is na
 
 test-quick: $(STAMPS)/test ## what needs no external program and no waiting, under a minute
 	$(PYTEST) -m "not external and not slow"
+
+test-gthread: $(STAMPS)/test ## the whole suite with every service on gunicorn's own threads
+	WORKER_CLASS=gthread $(PYTEST)
 
 bench: $(STAMPS)/test ## what a check costs, and beside whom; BENCH_ARGS=--help says more
 	@$(BIN)/python -m bench $(BENCH_ARGS)

@@ -92,7 +92,7 @@ def settings(folder: Path) -> dict[str, str]:
     """Enough for a start; nobody is asked to log in."""
     return {"OIDC_PROVIDER": "http://127.0.0.1:1/", "CLIENT_ID": "authservice", "CLIENT_SECRET": "x" * 32,
             "AUTHSERVICE_URL_PREFIX": "/authservice/", "SESSION_STORE_PATH": str(folder / "data.db"),
-            "WEB_CONCURRENCY": "1"}
+            "WEB_CONCURRENCY": "1", "WORKER_CLASS": "fast"}
 
 
 @pytest.fixture(scope="module")

@@ -155,6 +155,7 @@ def serve(environ: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Ser
 
     def start(*options: str, workers: int = 2) -> Served:
         changes = {"WEB_CONCURRENCY": str(workers), "LOG_LEVEL": "WARN", GATE: str(tmp_path / "gate")}
+        changes["WORKER_CLASS"] = "fast"
         context = serving({**environ, **changes}, tmp_path, app="tests.load_app:make()", options=options)
         open_now.append(context)
         return context.__enter__()

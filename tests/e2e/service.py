@@ -25,6 +25,7 @@ class Service:
             "WEB_SERVER_PORT": str(free_port()),
             "SESSION_STORE_PATH": str(folder / "sessions.db"),
             "WEB_CONCURRENCY": "2",
+            "WORKER_CLASS": os.environ.get("WORKER_CLASS", "fast"),  # make test-gthread
             "LOG_LEVEL": "DEBUG",  # the most talkative: what is searched for secrets
             **settings,
         }
