@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from authservice.bodies import KEPT_BODY, Body, Chunked, Refusal, Sized, refuse_bare_line_feeds
+from authservice.bodies import Body, Chunked, Refusal, Sized, refuse_bare_line_feeds
 from authservice.check import RequestParts
 
 MOST_LINE = 8190

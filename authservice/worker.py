@@ -14,7 +14,6 @@ import resource
 import signal
 import socket
 import sys
-from typing import Any
 
 import uvloop
 from gunicorn.arbiter import Arbiter

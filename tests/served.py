@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.servers import free_port
+from tests.ports import free_port
 from tests.waiting import until
 
 ROOT = Path(__file__).parent.parent

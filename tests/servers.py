@@ -20,22 +20,9 @@ import redis
 import trustme
 from redis.crc import key_slot
 
+from tests.ports import free_port
 from tests.programs import require
 from tests.waiting import until
-
-
-OF_A_CLUSTER = 55535
-"""The highest port of a node: it talks to the others on the one 10 000 above."""
-
-
-def free_port(highest: int = 65535) -> int:
-    """A port of 127.0.0.1 that nobody listens on now. Somebody may by the time it is used."""
-    while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = int(listener.getsockname()[1])
-        if port <= highest:
-            return port
 
 
 def any_redis() -> str:
@@ -71,7 +58,7 @@ class RedisServer:
     def start(self) -> None:
         """Starts it, on the same port as before if it ran before, and waits until it answers."""
         for _ in range(5):
-            port = self.port or free_port(OF_A_CLUSTER if "--cluster-enabled" in self._options else 65535)
+            port = self.port or free_port()
             self._process = self._spawn(port)
             process = self._process
             until(lambda: process.poll() is not None or _answers(port))

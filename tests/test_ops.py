@@ -28,7 +28,7 @@ from authservice.fastlane import FastLane
 from authservice.ops import Counts, Metric
 from authservice.pool import Pool
 from authservice.scrape import Ledger
-from tests.conftest import Answer, Browser, ask
+from tests.conftest import Browser, ask
 from tests.served import LIMIT, Served, exchange, request, serving
 from tests.waiting import until
 

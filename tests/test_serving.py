@@ -18,18 +18,13 @@ import pytest
 import requests
 
 from tests.conftest import CLIENT_SECRET
+from tests.ports import free_port
 from tests.waiting import until
 
 pytestmark = pytest.mark.slow  # real processes, or real time limits
 
 ROOT = Path(__file__).parent.parent
 LIMIT = 30
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Served:

@@ -18,7 +18,8 @@ from authservice.sessions import Label, to_microseconds
 from authservice.sessions.redis import KEY_PREFIX, RedisStore
 from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, at_once
 from tests.programs import require
-from tests.servers import OF_A_CLUSTER, Certificates, RedisServer, Wire, any_redis, free_port, running_redis
+from tests.ports import free_port
+from tests.servers import Certificates, RedisServer, Wire, any_redis, running_redis
 from tests.waiting import until
 
 pytestmark = pytest.mark.external
@@ -248,7 +249,7 @@ def test_sentinels_and_servers_with_tls_and_users_of_their_own(tmp_path: Path) -
 
 
 def test_a_cluster_with_tls_and_a_user_of_few_rights(tmp_path: Path) -> None:
-    files, port, clock = Certificates(tmp_path), free_port(OF_A_CLUSTER), Clock()
+    files, port, clock = Certificates(tmp_path), free_port(), Clock()
     rights = f"{RIGHTS} {WATCH_RIGHTS} +role +cluster|info +cluster|slots +asking".replace("+select", "")
     options = (*files.options(port, clients=True), "--cluster-enabled", "yes", "--tls-cluster", "yes")
     user = ("--user", "sessions", "on", ">data", *rights.split())

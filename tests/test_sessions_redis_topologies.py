@@ -23,7 +23,8 @@ from authservice.sessions.redis_finders import SentinelFinder
 from authservice.sessions.seal import store_key
 from tests.contracts import MINUTE, Clock, StoreContract, WatchContract, output, run_python
 from tests.sample_sessions import a_session
-from tests.servers import RedisCluster, RedisFamily, RedisServer, any_redis, free_port, running_cluster, running_sentinels
+from tests.ports import free_port
+from tests.servers import RedisCluster, RedisFamily, RedisServer, any_redis, running_cluster, running_sentinels
 from tests.test_sessions_tracking import AT_ONCE, now, passes, passes_from_memory, remembering, watching
 from tests.waiting import until
 

@@ -31,7 +31,8 @@ from authservice.sessions.seal import store_key
 from tests.contracts import output, run_python
 from tests.programs import require
 from tests.sample_sessions import a_session
-from tests.servers import RedisServer, Wire, any_redis, free_port, running_redis
+from tests.ports import free_port
+from tests.servers import RedisServer, Wire, any_redis, running_redis
 from tests.test_sessions_redis import SERVERS
 from tests.waiting import until
 

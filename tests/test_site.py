@@ -13,7 +13,7 @@ from authservice.errors import SettingsError
 from authservice.sessions.seal import new_secret
 from authservice.settings.table import ROWS
 from authservice.site import MOST_LOGINS_AT_ONCE
-from tests.conftest import Answer, Browser, Clock, ask, path_of
+from tests.conftest import Answer, Browser, Clock, path_of
 from tests.waiting import until
 
 JUDGE, SITE = 8080, 8082

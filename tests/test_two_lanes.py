@@ -39,7 +39,8 @@ from tests.lanes import (
 )
 from tests.provider import FakeProvider, rsa_key
 from tests.sample_sessions import checked
-from tests.servers import RedisServer, any_redis, free_port, running_redis
+from tests.ports import free_port
+from tests.servers import RedisServer, any_redis, running_redis
 from tests.test_authz_external import running as running_authorizer
 from tests.waiting import until
 

@@ -1,50 +1,19 @@
-"""Child processes of the end-to-end tests: a free port, a start that waits, a log file, an end.
+"""Child processes of the end-to-end tests: a start that waits, a log file, an end.
 
 Every program is started in the foreground and held by its pid; nothing is ever ended by name.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import random
 import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
 
 from tests.waiting import until
-
-# Below the range from which the kernel takes the ports of outgoing connections (Linux: 32768).
-_PORTS = range(20_000, 32_000)
-_reserved: list[IO[str]] = []
-
-
-def free_port() -> int:
-    """A port that nobody listens on, and that no other test process will be given.
-
-    The programs bind it themselves, some time after this returned, and may be stopped and started
-    again on it. So it stays reserved, by a lock on a small file, until this process ends.
-    """
-    folder = Path(tempfile.gettempdir()) / f"authservice-test-ports-{os.getuid()}"
-    folder.mkdir(exist_ok=True)
-    for port in random.sample(_PORTS, 200):
-        lock = (folder / str(port)).open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with socket.socket() as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", port))
-        except OSError:
-            lock.close()
-            continue
-        _reserved.append(lock)
-        return port
-    raise RuntimeError("no free port found")
 
 
 def listens(port: int) -> bool:

@@ -18,7 +18,8 @@ from urllib.parse import quote_plus, urlencode
 
 import pytest
 
-from tests.e2e.processes import Program, free_port, listens
+from tests.e2e.processes import Program, listens
+from tests.ports import free_port
 from tests.e2e.wire import request
 from tests.programs import require
 

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.e2e.processes import Program, children, free_port
+from tests.e2e.processes import Program, children
+from tests.ports import free_port
 from tests.e2e.wire import Answer, Headers, request
 from tests.waiting import until
 

@@ -16,7 +16,8 @@ from urllib.parse import urlsplit
 
 from tests.e2e import gateways
 from tests.e2e.person import Person
-from tests.e2e.processes import Program, free_port
+from tests.e2e.processes import Program
+from tests.ports import free_port
 from tests.e2e.provider import CLIENT_ID, CLIENT_SECRET, StrictProvider
 from tests.e2e.recorder import Recorder, Seen
 from tests.e2e.service import Service

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.conftest import StartStack
 from tests.e2e.person import NAVIGATION
-from tests.e2e.processes import free_port
+from tests.ports import free_port
 from tests.e2e.stack import Stack
 from tests.e2e.wire import build, exchange, request
 

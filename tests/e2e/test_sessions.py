@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.external, pytest.mark.slow, pytest.mark.xdist_group("e
 
 SAME_ORIGIN = [("Sec-Fetch-Site", "same-origin"), ("Sec-Fetch-Mode", "cors"), ("Accept", "application/json")]
 SCOPES = "openid,profile,email,groups,offline_access"
-LIFE, AHEAD = 4, 1
+LIFE, AHEAD = 3, 1
 """Seconds: of an access token, and how long before its end it is refreshed."""
 AT_ONCE = 0.05
 
