@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -667,6 +668,27 @@ def test_a_graceful_end_waits_for_the_refresh_under_way(
         provider.open.set()
         ending.result(10)
     assert process.token(secret) == "access-1"
+
+
+def test_a_graceful_end_does_not_wait_for_what_was_not_begun(
+    new_process: Callable[..., Process], provider: Provider, clock: Clock
+) -> None:
+    process = new_process()
+    secrets = [process.sessions.begin(a_session(clock)) for _ in range(20)]
+    clock.advance(LIFETIME - AHEAD)
+    provider.open.clear()
+    for secret in secrets:
+        assert process.check(secret) is not None
+    until(lambda: len(provider.asked) == 16)
+    under_way = list(process.refresher._flights.values())
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(process.refresher.stop)
+        until(process.refresher._stopped.is_set)
+        began = time.monotonic()
+        provider.open.set()
+        ending.result(10)
+    assert time.monotonic() - began < QUICK.end
+    assert len(provider.asked) == 16 and all(one.done() for one in under_way)
 
 
 def test_a_graceful_end_is_bounded(new_process: Callable[..., Process], provider: Provider, clock: Clock) -> None:

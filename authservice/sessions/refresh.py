@@ -127,7 +127,8 @@ class Refresher:
         with self._lock:
             self._stopped.set()
             under_way = list(self._flights.values())
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        # Those that wait for a thread are not cancelled: nobody who waits for one would be told.
+        self._threads.shutdown(wait=False)
         wait_for(under_way, self._patience.end)
         self._unsaved.stop()
 
@@ -238,8 +239,9 @@ class Refresher:
     def _fly(self, secret: str, key: str, ticket: int) -> None:
         error: AuthServiceError | None = Unavailable("a refresh ended in a fault")
         try:
-            # Many may have waited for a thread when the provider ceased to work.
-            error = self._try(secret, key) if self._outage.is_good(ticket) else None
+            # Many may have waited for a thread when the provider ceased to work, or this process began to end.
+            may = self._outage.is_good(ticket) and not self._stopped.is_set()
+            error = self._try(secret, key) if may else None
         except Exception as fault:
             self._counts.add(Metric.UNEXPECTED)
             log.error(Event.UNEXPECTED.value, exc_info=fault)
