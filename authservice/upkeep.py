@@ -147,6 +147,9 @@ def asking(provider: Provider, client: Client) -> Ask:
     """`authn.strict.Ask` by the userinfo endpoint, with the session's own access token."""
 
     def ask(session: Session) -> None:
+        if session.issuer != provider.issuer:
+            # Its access token is no business of the provider that is configured now.
+            raise SessionOver("the session is of another issuer")
         metadata = _with_userinfo(provider)
         try:
             claims = client.userinfo(metadata, session.access_token)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from authservice.app import Service
@@ -279,3 +280,19 @@ def test_what_memory_answers_the_full_path_answers_too(
             else:
                 assert quick.status == full.status
     assert answered >= 18
+
+
+def test_no_former_providers_token_is_shown_to_the_present_one(
+    logged_in: Callable[..., Browser], provider: FakeProvider
+) -> None:
+    """A session of other settings before, on the same store."""
+    browser = logged_in(STRICT_SESSION_VALIDATION="true")
+    sessions = service(browser).sessions
+    old = sessions.record(browser.session or "")
+    assert old is not None
+    former = msgspec.structs.replace(old.session, issuer="https://former.example.com")
+    assert sessions.replace(browser.session or "", old, former) is not None
+    provider.forget_calls()
+    assert browser.get("/").status == 302
+    assert asked(provider) == []
+    assert record(browser) is None
