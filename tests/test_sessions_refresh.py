@@ -701,6 +701,33 @@ def test_a_graceful_end_is_bounded(new_process: Callable[..., Process], provider
     assert process.token(secret) == "the-access-token"
 
 
+def test_a_graceful_end_believes_no_refusal_that_it_cannot_wait_to_be_sure_of(
+    new_process: Callable[..., Process], provider: Provider, clock: Clock
+) -> None:
+    process = new_process(patience=Patience(checks=0.05, looks=0.005, rest=0.01, settling=5.0))
+    secret = process.sessions.begin(a_session(clock))
+    clock.advance(LIFETIME)
+    provider.good = "another"
+    assert process.check(secret) is not None
+    until(lambda: provider.asked)
+    process.refresher.stop()
+    assert process.token(secret) == "the-access-token"
+
+
+def test_what_is_known_of_a_failure_holds_on_to_nobodys_tokens(
+    process: Process, provider: Provider, clock: Clock
+) -> None:
+    """An exception keeps the frames that it went through, and all that is in them."""
+    for error in (ProviderWrong("no JSON"), ProviderDown("500")):
+        provider.error = error
+        secret = process.sessions.begin(a_session(clock, access_token_expires=clock()))
+        assert process.check(secret) is not None
+        process.settle()
+        rest = process.refresher._rests[store_key(secret)]
+        known = [rest.error, process.refresher._outage._error]
+        assert rest.error is not None and not any(one.__traceback__ for one in known if one)
+
+
 # --- the outage -------------------------------------------------------------------------------
 
 

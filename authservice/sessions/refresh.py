@@ -261,7 +261,8 @@ class Refresher:
         if error is None:
             return _Rest(now + self._patience.rest, 0.0, None)
         pause = self._back_off.after(before.pause if before else 0.0)
-        return _Rest(now + 2 * pause, pause, error)
+        # A copy: an exception keeps the frames that it went through, with all tokens in them.
+        return _Rest(now + 2 * pause, pause, copy(error))
 
     def _try(self, secret: str, key: str) -> AuthServiceError | None:
         """Load, lease, load again, refresh, save, release. What went wrong, or ``None``: it was
@@ -291,14 +292,15 @@ class Refresher:
             renewed = self._renew(record.session, keeping.save_refresh_token)
         except SessionOver as over:
             self._outage.answered()
-            if not keeping.changed:
-                self._stopped.wait(self._patience.settling)
+            if not keeping.changed and self._stopped.wait(self._patience.settling):
+                # There is no time to be sure. Whoever asks next is told the same.
+                return ProviderDown("the service is ending")
             return keeping.end(over)
         except ProviderWrong as wrong:
             self._outage.not_asked()
             return wrong
         except (ProviderSilent, Unavailable) as error:
-            self._outage.failed(error)
+            self._outage.failed(copy(error))
             return error
         self._outage.answered()
         self._counts.add(Metric.REFRESHES)

@@ -48,7 +48,7 @@ class Keeping:
         self._secret = secret
         self._record = record
         self._wanted: Session | None = record.session
-        self._over: SessionOver | None = None
+        self._cause = ""
         self._lock = threading.Lock()
 
     def save_refresh_token(self, token: str) -> None:
@@ -65,7 +65,7 @@ class Keeping:
 
     def end(self, over: SessionOver) -> AuthServiceError | None:
         """Ends the session, unless somebody replaced it meanwhile; as `save`."""
-        self._over = over
+        self._cause = str(over)
         return self._keep(None, last=True)
 
     def write(self, last: bool = True) -> None:
@@ -93,9 +93,7 @@ class Keeping:
     def _end(self) -> None:
         if self._sessions.end_unchanged(self._secret, self._record):
             self._unsaved.counts.add(Metric.SESSIONS_ENDED, "refresh")
-            log.warning(
-                Event.SESSION_OVER.value, extra={"session": public_id(self.key), "cause": str(self._over)}
-            )
+            log.warning(Event.SESSION_OVER.value, extra={"session": public_id(self.key), "cause": self._cause})
 
     def _keep(self, wanted: Session | None, last: bool) -> AuthServiceError | None:
         with self._lock:
