@@ -33,6 +33,7 @@ from authservice.sessions.outage import BackOff, Outage
 from authservice.sessions.refresh import Patience, Refresher
 from authservice.sessions.seal import store_key
 from authservice.sessions.sqlite import SqliteStore
+from authservice.sessions.unsaved import Unsaved
 from tests.contracts import MICROSECOND, Clock, at_once
 from tests.sample_sessions import WatchedStore, a_session
 from tests.waiting import until
@@ -618,6 +619,33 @@ def test_tokens_that_the_store_does_not_take_are_used_from_memory_and_saved_when
     until(lambda: process.told("sessions_unsaved") == 0)
     assert provider.asked == ["the-refresh-token"]
     assert until(lambda: Leases(process.store, clock).take(store_key(secret)))
+
+
+def test_what_comes_while_something_before_it_is_saved_late_is_not_taken_for_saved(
+    process: Process, provider: Provider, secret: str, clock: Clock
+) -> None:
+    """The refresh token is saved at another try, and in the same moment the rest of its answer is not."""
+    unsaved = Unsaved(process.sessions, Leases(process.store, clock), provider.revoke, process.counts)
+    record = process.sessions.record(secret)
+    assert record is not None
+    keeping = unsaved.keeping(secret, store_key(secret), record)
+    process.store.failing = {"save"}
+    keeping.save_refresh_token("refresh-1")
+    write = keeping.write
+
+    def write_and_go_on() -> None:
+        process.store.failing.clear()
+        write()
+        process.store.failing = {"save"}
+        keeping.write = write  # type: ignore[method-assign]
+        renewed = msgspec.structs.replace(record.session, refresh_token="refresh-1", access_token="access-1")
+        assert isinstance(keeping.save(renewed), StoreDown)
+
+    keeping.write = write_and_go_on  # type: ignore[assignment,method-assign]
+    unsaved._try_again()
+    process.store.failing.clear()
+    unsaved._try_again()
+    assert process.token(secret) == "access-1"
 
 
 def test_a_session_ended_while_its_tokens_could_not_be_saved_stays_so(

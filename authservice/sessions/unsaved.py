@@ -43,11 +43,12 @@ class Keeping:
         """What checks are told while it is not saved; ``None`` when it has ended."""
         self.changed = False
         """Whether the provider gave a new refresh token in place of the one in ``record``."""
+        self.wanted: Session | None = record.session
+        """What the session is to be; ``None`` when it is to end."""
         self._unsaved = unsaved
         self._sessions = unsaved.sessions
         self._secret = secret
         self._record = record
-        self._wanted: Session | None = record.session
         self._cause = ""
         self._lock = threading.Lock()
 
@@ -72,7 +73,7 @@ class Keeping:
         """Does what is left to do. Raises `errors.StoreDown`, and `errors.ProviderWrong` as
         `Sessions.replace`."""
         with self._lock:
-            wanted = self._wanted
+            wanted = self.wanted
             if wanted is None:
                 self._end()
                 return
@@ -97,7 +98,7 @@ class Keeping:
 
     def _keep(self, wanted: Session | None, last: bool) -> AuthServiceError | None:
         with self._lock:
-            self._wanted = wanted
+            self.wanted = wanted
         try:
             self.write(last)
         except StoreDown as error:
@@ -106,7 +107,7 @@ class Keeping:
             return error
         except ProviderWrong as error:
             return error
-        self._unsaved.discard(self)
+        self._unsaved.discard(self, wanted)
         return None
 
 
@@ -182,10 +183,10 @@ class Unsaved:
             log.error(Event.SESSIONS_LOST.value, extra={"sessions": 1})
         self._something.set()
 
-    def discard(self, keeping: Keeping) -> None:
-        """It is saved."""
+    def discard(self, keeping: Keeping, saved: Session | None) -> None:
+        """This is saved; something later may not be."""
         with self._lock:
-            if self._waiting.get(keeping.key) is keeping:
+            if self._waiting.get(keeping.key) is keeping and keeping.wanted is saved:
                 del self._waiting[keeping.key]
 
     def _release(self, key: str) -> None:
@@ -212,13 +213,14 @@ class Unsaved:
 
     def _try_again(self) -> None:
         for key, keeping in list(self._waiting.items()):
+            wanted = keeping.wanted
             try:
                 keeping.write()
             except StoreDown:
                 return
             except ProviderWrong as error:
                 log.error(Event.SESSIONS_LOST.value, extra={"sessions": 1, "cause": str(error)})
-            self.discard(keeping)
+            self.discard(keeping, wanted)
             self._release(key)
 
     def _extend(self) -> None:
