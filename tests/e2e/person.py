@@ -138,7 +138,8 @@ class Person:
     def log_out_at_provider(self, url: str) -> Visit:
         """Opens the provider's logout page and says yes there; the visit that leads back from it."""
         page = self.visit(url)
-        form = re.search(r'method="post" action="([^"]+)"><input type="hidden" name="xsrf" value="([^"]+)"', page.answer.text)
+        shown = r'method="post" action="([^"]+)"><input type="hidden" name="xsrf" value="([^"]+)"'
+        form = re.search(shown, page.answer.text)
         assert form is not None, page
         return self.send(
             form[1],
