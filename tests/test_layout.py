@@ -93,9 +93,10 @@ DOORS: dict[str, set[str]] = {
     "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
 }
 
-OUTERMOST = {"fastlane"}
+OUTERMOST = {"fastlane", "sessions.tracking", "sessions.tracking_masters"}
 """Edges that may catch everything. The fast lane hands what it cannot answer to the full path, which
-meets the same fault again, answers 500 and logs it."""
+meets the same fault again, answers 500 and logs it. The threads that watch Redis know nothing then, log
+it, and begin anew: nobody else would, for as long as the process lives."""
 
 
 def modules() -> list[tuple[str, ast.Module]]:

@@ -518,6 +518,22 @@ def test_a_resolver_that_hangs_holds_one_thread_and_the_others_only_briefly(monk
         until(lambda: not [one for one in threading.enumerate() if one.name == "redis-name"])
 
 
+def test_a_name_that_no_thread_could_look_up_is_looked_up_later(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system may allow no more threads just now."""
+
+    def full(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    store = RedisStore(f"localhost:{server.port}", now=Clock(), prefix=prefix)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", full)
+        with pytest.raises(StoreDown):
+            store.load("key")
+    assert store.load("key") is None
+
+
 def test_a_name_without_an_address_is_store_down_at_once() -> None:
     for name in ("no-such-host.invalid:6379", "x" * 70 + ":6379"):
         with pytest.raises(StoreDown):

@@ -8,6 +8,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import redis
 
 from authservice.check import Reach
 from authservice.errors import StoreDown
-from authservice.sessions import Label
+from authservice.logs import Event
+from authservice.sessions import Label, tracking
 from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
 from authservice.sessions.redis_access import Place
@@ -444,16 +446,20 @@ print('both')
     assert output(run_python(code)) == "both"
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_nothing_is_known_when_nobody_looks_who_the_master_is(family: RedisFamily, prefix: str) -> None:
+def test_whatever_breaks_the_look_for_the_master_is_over_when_it_is_over(
+    family: RedisFamily, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As where no thread can be started just now: nothing is known meanwhile, and nobody is left behind."""
     family.settle()
+    monkeypatch.setattr(tracking, "REST_AFTER_FAULT", timedelta(milliseconds=50))
     store = RedisStore(family.address, now=now, mode="sentinel", prefix=prefix)
     with watching(store) as told:
-
-        def broken() -> None:
-            raise RuntimeError
-
-        store._servers.look = broken  # type: ignore[assignment, method-assign]
-        until(lambda: told.watch.stamp() is None)
-        until(lambda: not [one for one in threading.enumerate() if one.name == "session-masters"])
-        assert told.watch.stamp() is None
+        with monkeypatch.context() as broken:
+            broken.setattr(tracking.Tracking, "start", lambda self: [][0])
+            store._servers._nodes.clear()  # as if another master were there
+            store._servers._view = None
+            until(lambda: Event.UNEXPECTED.value in caplog.messages)
+            assert told.watch.stamp() is None
+        told.next_stamp()
+        assert len([one for one in threading.enumerate() if one.name == "session-masters"]) == 1
+        until(lambda: len([one for one in threading.enumerate() if one.name == "session-watch"]) == 1)

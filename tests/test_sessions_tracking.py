@@ -323,6 +323,34 @@ def test_what_is_no_redis_server_is_never_believed(
         until(lambda: not watching_threads())
 
 
+def test_a_watch_that_broke_begins_anew(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By whatever nobody foresaw: it says so, knows nothing, and is not gone for good."""
+    monkeypatch.setattr(tracking, "REST_AFTER_FAULT", timedelta(milliseconds=20))
+    store = RedisStore(server.address, now=now, prefix=prefix)
+    broken = threading.Event()
+    keys: list[str | None] = []
+
+    def forget(key: str | None) -> None:
+        if broken.is_set():
+            broken.clear()
+            raise MemoryError
+        keys.append(key)
+
+    watch = store.watch(forget)
+    watch.start()
+    try:
+        before = until(watch.stamp, every=0.001)
+        broken.set()
+        store.save("key", b"value", now() + MINUTE)
+        until(lambda: watch.stamp() not in (None, before))
+        assert keys == [None, None]
+        assert Event.UNEXPECTED.value in caplog.messages
+    finally:
+        watch.stop()
+
+
 # --- who may, and how it connects -------------------------------------------------------------
 
 STORE_RIGHTS = "~authservice:* +get +set +eval +getdel +del +select"

@@ -175,7 +175,7 @@ class Names:
         ours = _LookUp(host, lambda: self._running.pop(key, None))
         look_up = self._running.setdefault(key, ours)
         if look_up is ours:
-            threading.Thread(target=ours.run, name="redis-name", daemon=True).start()
+            ours.start()
         if not look_up.done.wait(seconds):
             raise redis.TimeoutError("the name was not found in time")
         if look_up.failure:
@@ -189,13 +189,24 @@ class _LookUp:
         self.done = threading.Event()
         self.failure: OSError | None = None
 
-    def run(self) -> None:
+    def start(self) -> None:
+        try:
+            threading.Thread(target=self._run, name="redis-name", daemon=True).start()
+        except RuntimeError:  # there are as many as the system allows
+            self._end(OSError("no thread can be started"))
+
+    def _run(self) -> None:
         try:
             socket.getaddrinfo(self._host, None, 0, socket.SOCK_STREAM)
         except OSError as error:
-            self.failure = error
+            self._end(error)
         except UnicodeError:
-            self.failure = OSError("no name of a host")
+            self._end(OSError("no name of a host"))
+        else:
+            self._end(None)
+
+    def _end(self, failure: OSError | None) -> None:
+        self.failure = failure
         self._finished()
         self.done.set()
 

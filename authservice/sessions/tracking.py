@@ -37,6 +37,9 @@ SILENCE = timedelta(seconds=1)
 
 REST_AFTER_REFUSAL = timedelta(seconds=10)
 
+REST_AFTER_FAULT = timedelta(seconds=5)
+"""After something that nobody foresaw: what is watched goes unwatched meanwhile, but not for good."""
+
 _SHORTEST_REST, _LONGEST_REST = 0.05, 1.0
 _PROVEN_FOR = PROOF_LASTS.total_seconds()
 _BETWEEN_PINGS = PING_EVERY.total_seconds()
@@ -124,6 +127,9 @@ class _Run:
                 self._failures = min(self._failures + 1, 10)
                 # The text may come from the server, or name the user.
                 log.debug("not following the session store %s: %s", self._where, type(error).__name__)
+            except Exception as fault:
+                rest = REST_AFTER_FAULT.total_seconds()
+                log.error(Event.UNEXPECTED.value, exc_info=fault)
             finally:
                 self.known = _NOTHING
                 self._hang_up()

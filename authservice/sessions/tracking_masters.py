@@ -7,18 +7,23 @@ while an answer may have come from a server that is none of them. Made by `sessi
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
 
 from authservice.errors import StoreDown
+from authservice.logs import Event
+from authservice.sessions import tracking
 from authservice.sessions.redis_servers import Node, Servers, Vouched
 from authservice.sessions.tracking import Tracking
 
 LOOK_EVERY = timedelta(milliseconds=100)
 """How often it is asked who the masters are: how long a master that was replaced, but still answers,
 is taken for one."""
+
+log = logging.getLogger(__name__)
 
 
 class TrackingMasters:
@@ -34,7 +39,7 @@ class TrackingMasters:
         vouched, trackings = self._run.following
         if vouched is None or self._servers.vouched is not vouched:
             return None
-        stamps = [tracking.stamp() for tracking in trackings]
+        stamps = [each.stamp() for each in trackings]
         return None if None in stamps else (vouched, *stamps)
 
     def holds(self, key: str, version: int) -> bool:
@@ -78,30 +83,33 @@ class _Run:
     def follow(self) -> None:
         try:
             while not self._stopping.is_set():
+                rest = LOOK_EVERY
                 try:
                     self._look()
                 except StoreDown:
                     self.following = _NOBODY
-                self._stopping.wait(LOOK_EVERY.total_seconds())
+                except Exception as fault:
+                    rest = tracking.REST_AFTER_FAULT
+                    self._let_go()  # one of them may not have begun
+                    log.error(Event.UNEXPECTED.value, exc_info=fault)
+                self._stopping.wait(rest.total_seconds())
         finally:  # whatever ended it: nobody looks any more, so nothing is known
-            self.following = _NOBODY
             self._let_go()
 
     def _look(self) -> None:
         vouched = self._servers.look()
         if vouched is None or vouched is self.following[0]:
             return
-        before, self._trackings = self._trackings, {}
-        for node in vouched.view.nodes:
-            tracking = before.pop(node, None)
-            if tracking is None:
-                tracking = self._track(node)
-                tracking.start()
-            self._trackings[node] = tracking
-        self.following = (vouched, tuple(self._trackings.values()))
-        for tracking in before.values():
-            tracking.stop()
+        nodes = vouched.view.nodes
+        for node in nodes:
+            if node not in self._trackings:
+                self._trackings[node] = self._track(node)
+                self._trackings[node].start()
+        self.following = (vouched, tuple(self._trackings[node] for node in nodes))
+        for node in set(self._trackings).difference(nodes):
+            self._trackings.pop(node).stop()
 
     def _let_go(self) -> None:
-        for tracking in self._trackings.values():
-            tracking.stop()
+        self.following = _NOBODY
+        while self._trackings:
+            self._trackings.popitem()[1].stop()
