@@ -589,6 +589,22 @@ def test_without_a_lease_nothing_is_asked(process: Process, provider: Provider, 
     assert until(lambda: process_check_quietly(process, secret))
 
 
+def test_s24_a_store_that_takes_nothing_for_a_while_holds_nobody_up_afterwards(
+    new_process: Callable[..., Process], provider: Provider, clock: Clock
+) -> None:
+    process = new_process(back_off=BackOff(0.01, 60.0), grace=timedelta(0))
+    secret = process.sessions.begin(a_session(clock))
+    clock.advance(LIFETIME)
+    process.store.failing = {"save"}
+    tries = 'refresh_failures_total{reason="store_down"}'
+    until(lambda: process_check_quietly(process, secret) or process.told(tries) >= 6, every=0.002)
+    process.settle()
+    rest = process.refresher._rests[store_key(secret)]
+    process.store.failing.clear()
+    assert rest.until - time.monotonic() < 0.1
+    assert until(lambda: process_check_quietly(process, secret))
+
+
 def process_check_quietly(process: Process, secret: str) -> LiveSession | None:
     try:
         return process.check(secret)

@@ -260,7 +260,9 @@ class Refresher:
         now = time.monotonic()
         if error is None:
             return _Rest(now + self._patience.rest, 0.0, None)
-        pause = self._back_off.after(before.pause if before else 0.0)
+        pause = before.pause if before else 0.0
+        # A store that is back has no reason to be spared any longer.
+        pause = self._back_off.first if isinstance(error, StoreDown) else self._back_off.after(pause)
         # A copy: an exception keeps the frames that it went through, with all tokens in them.
         return _Rest(now + 2 * pause, pause, copy(error))
 
