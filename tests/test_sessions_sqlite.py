@@ -103,6 +103,18 @@ def test_an_existing_file_loses_the_rights_of_others(tmp_path: Path) -> None:
     assert mode(file) == 0o600
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may change the files of others")
+def test_root_leaves_a_file_to_the_group_that_shares_it(tmp_path: Path) -> None:
+    """Else a command run by root would lock a service out that reaches its file through a group."""
+    file = tmp_path / "sessions.db"
+    file.touch()
+    os.chown(file, 12345, 12346)
+    file.chmod(0o660)
+    store = SqliteStore(file, Clock(), create=False)
+    assert works(store) and "belongs to another user" in store.notices[0]
+    assert {mode(one) for one in tmp_path.iterdir()} == {0o660}
+
+
 @pytest.mark.parametrize(
     "name", ["a b.db", "100%.db", "what?.db", "no#1.db", "ünï.db", "it's.db", "file:x.db", "&a=b"]
 )
@@ -344,6 +356,19 @@ def test_an_inspection_tells_what_is_there(tmp_path: Path) -> None:
     while store.sweep():
         pass
     assert store.inspect().problems == ()
+
+
+def test_an_entry_that_a_save_ended_is_gone_at_once(tmp_path: Path) -> None:
+    """So is its label, and an inspection sees nothing that nobody swept."""
+    clock = Clock()
+    store = SqliteStore(tmp_path / "sessions.db", clock)
+    for condition in (True, False):
+        store.save("session", b"value", clock() + MINUTE, label=Label(b"about", ("tag",)))
+        entry = store.load("session")
+        assert entry
+        assert store.save("session", b"", clock() - MINUTE, if_version=entry.version if condition else None)
+        assert [rows(store.path, table) for table in ("entries", "labels", "tags")] == [0, 0, 0]
+        assert store.inspect().problems == ()
 
 
 def test_an_inspection_finds_what_is_damaged(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from threading import Thread
 
 import pytest
 
-from authservice.sessions import Label, generation, sqlite_watch
+from authservice.sessions import Label, generation, sqlite_file, sqlite_watch
 from authservice.sessions.sqlite import SqliteStore
 from tests.contracts import MINUTE, Clock, Watched, output, run_python
 from tests.waiting import by_then, until
@@ -196,6 +196,19 @@ def test_what_another_program_does_is_seen(
     assert seen_soon(watched) if ends else usable_soon(watched)
 
 
+@pytest.mark.parametrize("trigger", sqlite_file.MARKING)
+def test_a_file_in_which_changes_leave_no_mark_vouches_for_nothing(
+    store: SqliteStore, watched: Watched, trigger: str
+) -> None:
+    assert watched.usable()
+    with closing(sqlite3.connect(store.path, isolation_level=None)) as other:
+        other.execute(f"DROP TRIGGER {trigger}")
+        by_then(lambda: watched.watch.stamp() is None, AT_ONCE)
+        other.execute("UPDATE entries SET version = version + 1")
+    assert seen_soon(watched)
+    assert watched.watch.stamp() is None
+
+
 def test_a_writer_that_dies_before_it_says_so_is_seen(store: SqliteStore, watched: Watched) -> None:
     code = (
         "import os, sys\n"
@@ -301,7 +314,7 @@ def test_on_a_read_only_volume_changes_are_still_seen(clock: Clock) -> None:
     with TemporaryDirectory() as folder, closing(SqliteStore(Path(folder) / "sessions.db", clock)) as store:
         store.save("key", b"value", clock() + MINUTE)
         Path(folder).chmod(0o755)  # tmp_path has parents that pytest closes to others when it begins
-        generation.beside(store.path).unlink()
+        generation.beside(store.path).unlink(missing_ok=True)
         for one in Path(folder).iterdir():
             one.chmod(0o644)
         _watch_as_somebody_else(store.path)

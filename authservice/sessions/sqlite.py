@@ -13,7 +13,7 @@ import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ _INSERT_IF_ABSENT = (
 )
 _UPDATE = "UPDATE entries SET value = :value, version = :version, expires = :expires WHERE key = :key"
 _UPDATE_IF_VERSION = _UPDATE + " AND version = :if_version AND expires > :now"
+_DELETE_EXPIRED = "DELETE FROM entries WHERE key = :key AND expires <= :now"
 _LABEL = (
     "INSERT INTO labels (key, expires, metadata) VALUES (?, ?, ?)"
     " ON CONFLICT (key) DO UPDATE SET expires = excluded.expires, metadata = excluded.metadata"
@@ -110,36 +111,37 @@ class SqliteStore:
     ) -> bool:
         if if_absent and if_version is not None:
             raise ValueError("if_absent and if_version exclude each other")
+        end, now = to_microseconds(expires), to_microseconds(self._now())
         row = {
             "key": key,
             "value": value,
             "version": secrets.randbits(62),
-            "expires": to_microseconds(expires),
-            "now": to_microseconds(self._now()),
+            "expires": end,
+            "now": now,
             "if_version": if_version,
         }
+        ends = end <= now
         with self._connection() as connection:
-            with transaction(connection):
+            with _on_the_disk(connection) if ends else nullcontext(), transaction(connection):
                 inserted = if_version is None and _insert(connection, row)
                 updated = False
                 if not inserted and not if_absent:
                     update = _UPDATE if if_version is None else _UPDATE_IF_VERSION
                     updated = connection.execute(update, row).rowcount == 1
-                if label and (inserted or updated):
-                    _keep_label(connection, key, row["expires"], label)
+                if ends:
+                    connection.execute(_DELETE_EXPIRED, row)
+                elif label and (inserted or updated):
+                    _keep_label(connection, key, end, label)
             if updated:
                 self._told()
             return inserted or updated
 
     def delete(self, key: str) -> bool:
-        """As the contract says; it is on the disk when this returns, so that no power cut brings
-        an ended session back (every other write may lose the last moments before one)."""
         with self._connection() as connection:
-            connection.execute("PRAGMA synchronous = FULL")
-            deleted = connection.execute(
-                "DELETE FROM entries WHERE key = ? AND expires > ?", (key, to_microseconds(self._now()))
-            )
-            connection.execute("PRAGMA synchronous = NORMAL")
+            with _on_the_disk(connection):
+                deleted = connection.execute(
+                    "DELETE FROM entries WHERE key = ? AND expires > ?", (key, to_microseconds(self._now()))
+                )
             if deleted.rowcount == 1:
                 self._told()
             return deleted.rowcount == 1
@@ -269,10 +271,19 @@ def _let_go(connections: _Connections, watches: Iterable[SqliteWatch]) -> None:
         watch.let_go()
 
 
+@contextmanager
+def _on_the_disk(connection: sqlite3.Connection) -> Iterator[None]:
+    """What is committed inside has reached the disk then, so that no power cut brings an ended session
+    back; every other write may lose the last moments before one. A connection that fails is not used on."""
+    connection.execute("PRAGMA synchronous = FULL")
+    yield
+    connection.execute("PRAGMA synchronous = NORMAL")
+
+
 def _insert(connection: sqlite3.Connection, row: dict[str, object]) -> bool:
     """Whether it was written: not where there is a live entry. One that has expired goes first, and
     its label with it."""
-    connection.execute("DELETE FROM entries WHERE key = :key AND expires <= :now", row)
+    connection.execute(_DELETE_EXPIRED, row)
     return connection.execute(_INSERT_IF_ABSENT, row).rowcount == 1
 
 

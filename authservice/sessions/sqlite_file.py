@@ -67,6 +67,9 @@ _ADVICE_BY_ERRNO = {
     errno.EIO: _ADVICE["disk I/O error"],
 }
 
+MARKING = ("update_is_marked", "delete_is_marked", "replace_is_marked")
+"""The triggers without which a change may leave no mark."""
+
 _CHANGED = "UPDATE state SET value = random() WHERE name = 'mark';"
 
 _SCHEMA = (
@@ -231,8 +234,8 @@ def _foreign(file: Path) -> str:
 
 def _create(file: Path) -> bool:
     """Makes an empty file that only we may read (SQLite gives ``-wal`` and ``-shm`` the same
-    mode), or takes other people's rights off the existing ones. ``False`` when we may not: the
-    files belong to somebody else, as on a volume shared through a group."""
+    mode), or takes other people's rights off the existing ones. ``False`` when they belong to somebody
+    else, as on a volume shared through a group: root then leaves them as the service needs them."""
     attached = [file.with_name(file.name + end) for end in ("-wal", "-shm", generation.SUFFIX)]
     if not file.exists():
         for one in attached:
@@ -241,7 +244,9 @@ def _create(file: Path) -> bool:
         return True
     try:
         for one in (file, *attached):
-            if one.exists() and stat.S_IMODE(one.stat().st_mode) != 0o600:
+            if one.exists() and stat.S_IMODE((there := one.stat()).st_mode) != 0o600:
+                if there.st_uid != os.geteuid():
+                    return False
                 one.chmod(0o600)
     except FileNotFoundError:
         pass  # the last process that used it closed it between the two calls

@@ -21,12 +21,18 @@ from typing import NamedTuple
 from authservice.sessions import generation
 from authservice.sessions.forks import ForkGuard
 from authservice.sessions.generation import FileId
+from authservice.sessions.sqlite_file import MARKING
 
 LOOK_EVERY = 0.005
 """Seconds for which the number alone is believed."""
 
 LOOK_TAKES = 4 * LOOK_EVERY
 """For how much longer, while another thread looks already: nobody waits for it."""
+
+_MARK = (
+    "SELECT value FROM state WHERE name = 'mark' AND"
+    f" (SELECT count(*) FROM sqlite_master WHERE type = 'trigger' AND name IN {MARKING}) = {len(MARKING)}"
+)
 
 _NEVER = float("-inf")
 _NO_NUMBER: tuple[Sequence[int], FileId | None] = ((0,), None)
@@ -154,9 +160,9 @@ class SqliteWatch:
 
     def _read_mark(self) -> object:
         """What every change of an entry that was there makes another one, in whatever program: our
-        triggers write it. That the triggers are there is what the schema's own count tells."""
+        triggers write it. That they stay there is what the schema's own count tells."""
         assert self._connection is not None
-        mark = self._connection.execute("SELECT value FROM state WHERE name = 'mark'").fetchall()
+        mark = self._connection.execute(_MARK).fetchall()
         if not mark:
             raise sqlite3.DatabaseError("nothing marks changes in this file")
         return mark, self._connection.execute("PRAGMA schema_version").fetchall()
