@@ -245,8 +245,9 @@ def test_a_session_ends_with_its_token_where_that_is_wanted(process: Process, cl
 
 
 def test_short_lived_tokens_are_refreshed_at_half_their_life(
-    process: Process, provider: Provider, clock: Clock
+    new_process: Callable[..., Process], provider: Provider, clock: Clock
 ) -> None:
+    process = new_process(patience=Patience(rest=0.0))
     secret = process.sessions.begin(a_session(clock, access_token_expires=clock() + timedelta(seconds=30)))
     provider.lifetime = timedelta(seconds=30)
     for turn in range(1, 4):
@@ -662,6 +663,27 @@ def test_what_comes_while_something_before_it_is_saved_late_is_not_taken_for_sav
     process.store.failing.clear()
     unsaved._try_again()
     assert process.token(secret) == "access-1"
+
+
+def test_what_the_store_took_without_saying_so_is_gone_on_from(
+    process: Process, provider: Provider, secret: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, silent = process.store.save, [True]
+
+    def told_late(key: str, *rest: object, **options: object) -> bool:
+        saved = save(key, *rest, **options)  # type: ignore[arg-type]
+        if key == store_key(secret) and silent:
+            silent.clear()
+            raise StoreDown("no answer in time")
+        return saved
+
+    process.check(secret)
+    clock.advance(LIFETIME)
+    monkeypatch.setattr(process.store, "save", told_late)
+    assert process.check(secret) is not None
+    until(lambda: process.told("sessions_unsaved") == 0 and not process.refresher._flights)
+    assert not silent and process.token(secret) == "access-1"
+    assert provider.asked == ["the-refresh-token"] and provider.revoked == []
 
 
 def test_a_session_ended_while_its_tokens_could_not_be_saved_stays_so(
