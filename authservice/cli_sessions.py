@@ -16,7 +16,7 @@ import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -380,7 +380,8 @@ def _tell(message: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, end="", file=sys.stderr, flush=True)
+    with suppress(BrokenPipeError):  # that nobody listens is no reason to end one session and leave the next
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def _let_through_what_cannot_be_encoded(*streams: object) -> None:

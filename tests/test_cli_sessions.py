@@ -452,6 +452,18 @@ class TestTrouble:
         assert owners == {(12345, 12346, 0o600)}
 
 
+def test_it_goes_on_when_nobody_listens_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in ``authservice sessions end --all-of USER 2>&1 | head -1``."""
+    ticks = iter(range(0, 10_000, 60))
+    gone, ours = os.pipe()
+    os.close(gone)
+    with open(ours, "w", encoding="utf-8") as nowhere, monkeypatch.context() as patched:
+        patched.setattr(sys, "stderr", nowhere)
+        progress = cli_sessions._Progress(clock=lambda: float(next(ticks)))
+        assert list(progress.over(range(250))) == list(range(250))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), ours)  # for what is left to be written at the end
+
+
 def test_it_says_how_far_it_has_come_on_a_terminal_and_wipes_it_away(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
