@@ -101,7 +101,12 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str] | None = None,
         _say("".join(f"\n  - {_shown(problem)}" for problem in error.problems) + "\n")
         return USAGE_OR_SETTINGS
     try:
-        with closing(build_store(settings, now, create=False)) as store:
+        opened = build_store(settings, now, create=False)
+    except ValueError as error:
+        _tell(f"SESSION_STORE_REDIS_ADDR: {error}.")
+        return USAGE_OR_SETTINGS
+    try:
+        with closing(opened) as store:
             status = _Sessions(store, settings, now, as_json=arguments.json).carry_out(arguments)
             sys.stdout.flush()
             return status

@@ -21,6 +21,7 @@ from authservice.kubernetes.cluster import MOUNTED, find_cluster
 from authservice.oidc.client import read_private_key
 from authservice.outbound import Http
 from authservice.pages import Pages, TemplateProblems
+from authservice.sessions.redis_access import Access, Address
 from authservice.sessions.sqlite_file import foreign_content
 from authservice.settings import Settings, load
 
@@ -116,9 +117,13 @@ def _certificate_problems(settings: Settings) -> Iterator[str]:
 
 
 def _redis_problems(settings: Settings) -> Iterator[str]:
-    """Of the files for TLS; the servers themselves may come later."""
+    """Of the address's options and the files for TLS; the servers themselves may come later."""
     if settings.session_store_type != "redis":
         return
+    try:
+        Access(Address.parse(settings.session_store_redis_addr))
+    except ValueError as error:
+        yield f"SESSION_STORE_REDIS_ADDR: {error}."
     bundle, certificate = settings.session_store_redis_ca_bundle, settings.session_store_redis_client_cert
     name, file = "SESSION_STORE_REDIS_CA_BUNDLE", bundle
     try:

@@ -452,6 +452,13 @@ class TestTrouble:
         assert owners == {(12345, 12346, 0o600)}
 
 
+def test_an_option_of_the_address_that_is_none_is_a_faulty_setting(here: Environ, run: Run) -> None:
+    """And not exit status 1, which says that there is no such session."""
+    address = {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": "redis://127.0.0.1:1?no_such=1"}
+    told = run({**here, **address}, "list")
+    assert told.status == 2 and "SESSION_STORE_REDIS_ADDR: an option" in told.err and not told.out
+
+
 def test_it_goes_on_when_nobody_listens_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
     """As in ``authservice sessions end --all-of USER 2>&1 | head -1``."""
     ticks = iter(range(0, 10_000, 60))

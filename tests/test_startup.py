@@ -54,6 +54,13 @@ def test_the_certificates_of_a_further_issuer(tmp_path: Path) -> None:
     assert line.startswith("BEARER_ISSUERS: ca_bundle of https://ci.example: ") and "No such file" in line
 
 
+@pytest.mark.parametrize("option", ["no_such=1", "socket_timeout=soon", "ssl_cert_reqs=s3cr3t"])
+def test_options_of_the_address_of_redis(tmp_path: Path, option: str) -> None:
+    redis = {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": f"rediss://u:s3cr3t@redis.example?{option}"}
+    (problem,) = startup.problems(settings(tmp_path, **redis))
+    assert problem.startswith("SESSION_STORE_REDIS_ADDR: an option in the URL") and "s3cr3t" not in problem
+
+
 def test_certificates_for_redis(tmp_path: Path) -> None:
     authority, good, bad = trustme.CA(), tmp_path / "ca.pem", tmp_path / "bad.pem"
     authority.cert_pem.write_to_path(str(good))

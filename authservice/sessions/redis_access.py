@@ -236,7 +236,7 @@ class Access:
     ) -> None:
         """What the URL says of user, password, database and TLS goes before the other arguments.
         With ``masters_only`` a connection to a replica fails (redis.ReadOnlyError).
-        ValueError for an option in the URL that is not known."""
+        ValueError for an option in the URL that is none, or has a value that is none."""
         self._address = address
         self._options: dict[str, Any] = {
             "username": username or None,
@@ -252,8 +252,8 @@ class Access:
         self._names = Names()
         try:
             self.connection(address.places[0], TIMEOUT)
-        except TypeError as error:
-            raise ValueError("an option in the URL is not known") from error
+        except (TypeError, ValueError, redis.RedisError):
+            raise ValueError("an option in the URL is not known, or has a value that it does not take") from None
 
     def client(self, place: Place, gate: Gate) -> redis.Redis:
         """A client whose calls wait as long as the gate says."""
