@@ -19,6 +19,7 @@ from typing import TypeVar
 
 import flask
 from flask import Response, request
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from authservice.authn.bearer import bearer_credential
 from authservice.browsers import Browsers, browser_session, page, redirect, request_log_fields, wants_page
@@ -220,7 +221,10 @@ class Logout:
         return Response(status=200, headers=[NO_STORE], content_type="text/plain; charset=utf-8")
 
     def _read_notice(self) -> LogoutNotice:
-        body = request.stream.read(MAX_FORM + 1)
+        try:
+            body = request.stream.read(MAX_FORM + 1)
+        except RequestEntityTooLarge:
+            raise LogoutRefused("size") from None
         token = read_logout_form(request.headers.get("Content-Type", ""), body)
         return self._known_or_asked(lambda reach: self._back_channel.read(token, reach))
 
