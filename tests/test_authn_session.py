@@ -167,3 +167,14 @@ def test_a_session_far_from_its_tokens_end_is_nobodys_business(sessions: Session
     for _ in range(20):
         assert authenticator.authenticate(check, Reach.MEMORY) is not None
     assert asked == []
+
+
+def test_none_of_several_cookies_passes_without_upkeep(sessions: Sessions, live: list[str]) -> None:
+    asked: list[str] = []
+    authenticator = SessionAuthenticator(
+        sessions, auth_header="Authorization", cookie_name=NAME,
+        upkeep=[Keeper("strict", asked, at_every_check=True, keeps=False)],
+    )
+    line = f"{NAME}={DEAD[0]}; {NAME}={live[0]}; {NAME}={live[1]}"
+    assert authenticator.authenticate(a_check(cookie=line), Reach.NETWORK) is None
+    assert asked == ["strict"] * 2

@@ -819,6 +819,8 @@ def test_the_pauses_of_an_outage_double_up_to_a_limit(monkeypatch: pytest.Monkey
     outage.answered()
     assert outage.failure() is None and outage.ticket() == ticket == outage.ticket()
     outage.failed(ProviderDown("500"))
+    time[0] += 1.3
+    assert outage.ticket() is not None  # the pauses of a new outage are short again
     time[0] += 100
     assert outage.failure() is None  # nobody has asked for so long
 

@@ -204,11 +204,12 @@ def test_a_rotated_token_is_kept_before_anything_else_is_asked(
     assert record(browser).access_token != before.access_token
 
 
+@pytest.mark.parametrize("claims", [{"email_verified": False}, {"groups": [f"{number:0100}" for number in range(1000)]}], ids=["nobody", "too much"])
 def test_new_claims_of_which_nobody_can_be_made_end_the_session_and_its_tokens(
-    logged_in: Callable[..., Browser], provider: FakeProvider, clock: Clock
+    logged_in: Callable[..., Browser], provider: FakeProvider, clock: Clock, claims: dict[str, object]
 ) -> None:
     browser = logged_in(REQUIRE_VERIFIED_EMAIL="true")
-    provider.claims["email_verified"] = False
+    provider.claims.update(claims)
     clock.advance(seconds=3600)
     assert browser.get("/").status == 302
     assert record(browser) is None
