@@ -310,3 +310,14 @@ def test_more_than_are_looked_at_are_counted_all_the_same(
     for _ in range(4):
         begin_elsewhere(alice, clock)
     assert "4 other sessions" in words(look(alice))
+
+
+def test_a_login_at_the_site_can_be_found_and_ended(browser: Browser) -> None:
+    browser.log_in(User_Agent="Firefox/140")
+    directory = browser.app.extensions["authservice"].directory
+    (known,) = directory.everyone()
+    assert known.about.user_agent == "Firefox/140" and known.about.address == "127.0.0.1"
+    assert directory.of_user(known.about.user_id) == [known]
+    assert browser.get("/").status == 200
+    assert directory.end([known.id]) == 1
+    assert browser.get("/", Sec_Fetch_Mode="cors").status == 401

@@ -18,7 +18,6 @@ from authservice.sessions.labels import Labels
 from authservice.sessions.live import Sessions
 from authservice.sessions.seal import Keyring, public_id, store_key
 from authservice.sessions.sqlite import SqliteStore
-from tests.conftest import Browser
 from tests.contracts import Clock
 from tests.sample_sessions import WatchedStore, a_session
 from tests.waiting import until
@@ -175,14 +174,3 @@ def test_b29_a_reader_of_the_file_learns_nobodys_name(
     with closing(sqlite3.connect(tmp_path / "sessions.db")) as there:
         (tags,) = there.execute("SELECT count(*) FROM tags").fetchone()
     assert tags == 3
-
-
-def test_a_login_at_the_site_can_be_found_and_ended(browser: Browser) -> None:
-    browser.log_in(User_Agent="Firefox/140")
-    directory = browser.app.extensions["authservice"].directory
-    (known,) = directory.everyone()
-    assert known.about.user_agent == "Firefox/140" and known.about.address == "127.0.0.1"
-    assert directory.of_user(known.about.user_id) == [known]
-    assert browser.get("/").status == 200
-    assert directory.end([known.id]) == 1
-    assert browser.get("/", Sec_Fetch_Mode="cors").status == 401

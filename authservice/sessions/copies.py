@@ -21,8 +21,9 @@ from authservice.identity import Identity
 class LiveSession:
     """What checks need to know of a session: who it proves, by the way its secret came, when it was
     last marked as seen, its store key, when its access token ends if that is known, whether there is a
-    refresh token, and when a refresh is due if ever. One object for one copy, so what others make of an identity can be kept with
-    it. Holds no tokens: those are in the `Record`, which is read when they are needed."""
+    refresh token, and when a refresh is due if ever. One object for one copy, so what others make of an
+    identity can be kept with it. Holds no tokens: those are in the `Record`, which is read when they
+    are needed."""
 
     by_cookie: Identity
     by_header: Identity
