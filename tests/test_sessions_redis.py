@@ -518,6 +518,22 @@ def test_a_resolver_that_hangs_holds_one_thread_and_the_others_only_briefly(monk
         until(lambda: not [one for one in threading.enumerate() if one.name == "redis-name"])
 
 
+def test_a_name_is_looked_up_once_for_a_connection(
+    server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resolver that answers now and hangs a moment later holds up nobody."""
+    asked = []
+    look_up = socket.getaddrinfo
+
+    def count(host: str, *rest: object) -> object:
+        asked.append(host)
+        return look_up("127.0.0.1" if host == "redis.example" else host, *rest)
+
+    monkeypatch.setattr(socket, "getaddrinfo", count)
+    assert RedisStore(f"redis.example:{server.port}", now=Clock(), prefix=prefix).load("key") is None
+    assert asked.count("redis.example") == 1
+
+
 def test_a_name_that_no_thread_could_look_up_is_looked_up_later(
     server: RedisServer, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,11 +166,11 @@ class Names:
     def __init__(self) -> None:
         self._running: dict[tuple[int, str], _LookUp] = {}
 
-    def look_up(self, host: str, seconds: float) -> None:
-        """Returns when the name can be looked up. Raises OSError when it has no address, and
+    def look_up(self, host: str, seconds: float) -> tuple[str, ...]:
+        """The host's addresses, in the system's order. Raises OSError when it has none, and
         redis.TimeoutError when nobody says in time."""
         if _is_address(host):
-            return
+            return (host,)
         key = (os.getpid(), host)  # a thread does not survive a fork
         ours = _LookUp(host, lambda: self._running.pop(key, None))
         look_up = self._running.setdefault(key, ours)
@@ -180,6 +180,7 @@ class Names:
             raise redis.TimeoutError("the name was not found in time")
         if look_up.failure:
             raise look_up.failure
+        return look_up.addresses
 
 
 class _LookUp:
@@ -187,6 +188,7 @@ class _LookUp:
         self._host = host
         self._finished = finished
         self.done = threading.Event()
+        self.addresses: tuple[str, ...] = ()
         self.failure: OSError | None = None
 
     def start(self) -> None:
@@ -197,7 +199,8 @@ class _LookUp:
 
     def _run(self) -> None:
         try:
-            socket.getaddrinfo(self._host, None, 0, socket.SOCK_STREAM)
+            found = socket.getaddrinfo(self._host, None, 0, socket.SOCK_STREAM)
+            self.addresses = tuple(dict.fromkeys(str(address[0]) for *_, address in found))
         except OSError as error:
             self._end(error)
         except UnicodeError:
@@ -295,15 +298,35 @@ def _patient(base: type[AbstractConnection], gate: Gate, names: Names) -> type[A
 
         def _connect(self) -> socket.socket:
             whole, patience = self.socket_timeout, gate.patience()
-            if getattr(self, "host", ""):
-                names.look_up(self.host, patience)
+            self._name = getattr(self, "host", "")
+            if not self._name:
+                return self._open("", patience, whole)
+            # redis-py would look the name up once more, for as long as that takes.
+            *others, last = names.look_up(self._name, patience)
+            for address in others:
+                try:
+                    return self._open(address, patience, whole)
+                except OSError:
+                    pass  # nobody listens there, as on one of the two addresses of localhost
+            return self._open(last, patience, whole)
+
+        def _open(self, address: str, patience: float, whole: float) -> socket.socket:
             self.socket_connect_timeout = self.socket_timeout = patience
+            if address:
+                self.host = address
             try:
                 opened: socket.socket = super()._connect()
             finally:
                 self.socket_timeout = whole
+                if address:
+                    self.host = self._name
             opened.settimeout(whole)
             return opened
+
+        def _wrap_socket_with_ssl(self, sock: socket.socket) -> socket.socket:
+            self.host = self._name  # which the certificate has to hold
+            wrapped: socket.socket = super()._wrap_socket_with_ssl(sock)
+            return wrapped
 
         def read_response(self, *arguments: Any, **options: Any) -> Any:
             if not self.can_read(gate.patience()):
