@@ -665,6 +665,26 @@ def test_what_comes_while_something_before_it_is_saved_late_is_not_taken_for_sav
     assert process.token(secret) == "access-1"
 
 
+def test_only_so_much_is_kept_unsaved_and_what_is_lost_is_told(
+    process: Process, provider: Provider, clock: Clock, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("authservice.sessions.unsaved.MOST_UNSAVED", 1)
+    secrets = [process.sessions.begin(a_session(clock)) for _ in range(2)]
+    clock.advance(LIFETIME)
+    provider.rotates = False
+    provider.open.clear()
+    for secret in secrets:
+        assert process.check(secret) is not None
+    until(lambda: len(provider.asked) == 2)
+    process.store.failing = {"save"}
+    provider.open.set()
+    process.settle()
+    assert process.told("sessions_unsaved") == 1
+    lost = [record for record in caplog.records if record.message == Event.SESSIONS_LOST.value]
+    assert len(lost) == 1 and lost[0].sessions == 1  # type: ignore[attr-defined]
+
+
 def test_what_the_store_took_without_saying_so_is_gone_on_from(
     process: Process, provider: Provider, secret: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
