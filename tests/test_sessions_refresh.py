@@ -435,6 +435,19 @@ def test_s25_absolute_and_idle_limits_hold_under_refresh(
     assert process.check(idle) is None
 
 
+def test_s25_whoever_reads_the_whole_record_is_held_to_the_limits_too(
+    new_process: Callable[..., Process], clock: Clock
+) -> None:
+    """The store's own end is the absolute limit of the login; shorter ones may have come since."""
+    process = new_process()
+    shorter = Sessions(process.store, now=clock, max_age=timedelta(minutes=20), idle_timeout=timedelta(minutes=10))
+    secret = process.sessions.begin(a_session(clock))
+    clock.advance(timedelta(minutes=10) - MICROSECOND)
+    assert shorter.record(secret) is not None
+    clock.advance(MICROSECOND)
+    assert shorter.record(secret) is None and process.sessions.record(secret) is not None
+
+
 # --- a provider that does not work ------------------------------------------------------------
 
 
