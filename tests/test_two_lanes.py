@@ -509,7 +509,7 @@ class House:
         return f"{self.cookie}={self.secret(kind, index)}"
 
     def rounds_seal(self, text: str) -> str:
-        return str(self.service.site._rounds._sealer.seal("login-rounds", text.encode()))
+        return str(self.service.judge._entrance._rounds._sealer.seal("login-rounds", text.encode()))
 
     def secret(self, kind: str, index: int) -> str:
         known = self.secrets.get("live" if kind == "newest" else kind, [])
