@@ -225,7 +225,7 @@ def test_sentinels_and_servers_with_tls_and_users_of_their_own(tmp_path: Path) -
     (tmp_path / "data").mkdir()
     file = tmp_path / "sentinel.conf"
     lines = [f"{name[2:]} {value}" for name, value in pairs(files.options(sentinel_port, clients=True))]
-    lines += ["tls-replication yes", "requirepass other", "user sessions on >sentinel -@all +sentinel|master"]
+    lines += ["tls-replication yes", "requirepass other", "user sessions on >sentinel -@all +sentinel|master +sentinel|get-master-addr-by-name"]
     lines += [f"sentinel monitor main 127.0.0.1 {data_port} 1", "sentinel auth-pass main master"]
     file.write_text("\n".join(lines) + "\n")
     sentinel = RedisServer(require("redis-server"), tmp_path, before=(str(file), "--sentinel"))

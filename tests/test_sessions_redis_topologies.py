@@ -326,15 +326,19 @@ def test_an_answer_from_a_server_that_nobody_follows_is_not_kept(cluster: RedisC
 
 
 class Said:
-    """A Sentinel that says what it is told to say."""
+    """A Sentinel that says what it is told to say. ``promoting`` is the port of the server that it is
+    just making the master."""
 
     def __init__(self, answer: tuple[int, int] | None) -> None:
         self.answer = answer
+        self.promoting = 0
 
     def ask(self, *command: object) -> list[bytes]:
         if self.answer is None:
             raise redis.ConnectionError
         epoch, port = self.answer
+        if command[1] == "GET-MASTER-ADDR-BY-NAME":
+            return [b"10.0.0.1", b"%d" % (self.promoting or port)]
         return [b"ip", b"10.0.0.1", b"port", b"%d" % port, b"config-epoch", b"%d" % epoch]
 
 
@@ -354,6 +358,11 @@ def test_the_sentinel_that_knows_most_is_believed() -> None:
     assert finder.find().masters == (Place("10.0.0.1", 2),)  # nor by nobody
     second.answer = third.answer = (1, 3)
     assert finder.find().masters == (Place("10.0.0.1", 3),)  # all set up anew
+    first.answer = (1, 3)
+    first.promoting = 4
+    assert finder.find().masters == (Place("10.0.0.1", 4),)  # one knows more than its epoch tells
+    second.answer = (2, 4)
+    assert finder.find().masters == (Place("10.0.0.1", 4),)
 
 
 def test_a_silent_sentinel_and_a_dead_one_hold_nobody_up(family: RedisFamily, prefix: str) -> None:

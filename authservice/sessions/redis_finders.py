@@ -28,7 +28,8 @@ def _informant(access: Access, place: Place) -> Node:
 
 
 class SentinelFinder:
-    """The master of one name, as the Sentinels have it (https://redis.io/docs/latest/develop/reference/sentinel-clients/)."""
+    """The master of one name, as the Sentinels have it
+    (https://redis.io/docs/latest/develop/reference/sentinel-clients/)."""
 
     def __init__(self, access: Access, places: tuple[Place, ...], master: str) -> None:
         """``access`` is how the Sentinels are reached, which have users of their own."""
@@ -42,7 +43,7 @@ class SentinelFinder:
         store would ask that one too."""
         answers = [answer for sentinel in self._sentinels if (answer := self._ask(sentinel))]
         if answers:
-            epoch, place = max(answers)
+            epoch, _, place = max(answers)
             # An older epoch is one who has not heard yet, or the Sentinels were all set up anew.
             if epoch >= self._epoch or 2 * len(answers) > len(self._sentinels):
                 self._epoch = epoch
@@ -52,12 +53,17 @@ class SentinelFinder:
             raise StoreDown(f"session store: no Sentinel names a master {self._master!r}")
         return self._found
 
-    def _ask(self, sentinel: Node) -> tuple[int, Place] | None:
+    def _ask(self, sentinel: Node) -> tuple[int, bool, Place] | None:
+        """The epoch, whether this Sentinel is just making another one master, and the master. In the
+        middle of a failover only the address is the new one; its epoch follows a second later."""
         try:
             answer = sentinel.ask("SENTINEL", "MASTER", self._master)
             state = dict(zip(answer[::2], answer[1::2]))
-            return int(state[b"config-epoch"]), Place(state[b"ip"].decode(), int(state[b"port"]))
-        except (StoreDown, *FAILURES, KeyError, TypeError):
+            before = Place(state[b"ip"].decode(), int(state[b"port"]))
+            host, port = sentinel.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._master)
+            place = Place(host.decode(), int(port))
+            return int(state[b"config-epoch"]), place != before, place
+        except (StoreDown, *FAILURES, KeyError, TypeError, ValueError):
             return None
 
     def close(self) -> None:
