@@ -27,7 +27,7 @@ demo-check: $(STAMPS)/demo ## the same, and drive a login through it
 test: $(STAMPS)/test ## the whole suite; what a missing program leaves out is named
 	$(PYTEST)
 
-test-quick: $(STAMPS)/test ## what needs no external program and no waiting, under a minute
+test-quick: $(STAMPS)/test ## what needs no external program and no waiting
 	$(PYTEST) -m "not external and not slow"
 
 test-gthread: $(STAMPS)/test ## the whole suite with every service on gunicorn's own threads

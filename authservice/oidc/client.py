@@ -175,6 +175,8 @@ class Client:
             return INACTIVE
         metadata = self._provider.metadata()
         what, address = "introspection", metadata.introspection_endpoint
+        if address is None:
+            raise Unavailable("the provider has no introspection endpoint any more")
         try:
             answer = self._authenticated_call(
                 what, metadata, lambda oauth: oauth.introspect_token(address, token, "access_token")
