@@ -83,6 +83,8 @@ def test_K11_S24_redis_killed_and_restarted(own_stack: StartStack, redis: RedisS
     returned = bob.log_in(stack.url + "/page", until=CALLBACK)
 
     redis.kill()
+    # For less than 50 ms what is in memory is still vouched for.
+    until(lambda: stack.service.probe("/readyz") == 503 and get(stack, alice) == 503)
     while_down = alice.send(stack.url + "/", headers=[("X-Marker", marker), *NAVIGATION])
     assert while_down.answer.status == 503
     assert while_down.answer.values("set-cookie") == []
