@@ -572,8 +572,8 @@ def test_b17_kinds_that_can_be_told_apart_do_not_pass_for_each_other(
 
 
 def test_an_absurd_expiry_is_no_error(service: Callable[..., Flask], world: World) -> None:
-    app = service("opaque", INTROSPECTION_URL="")
     world.provider.metadata["introspection_endpoint"] = None
+    app = service("opaque", INTROSPECTION_URL="")
     for number, absurd in enumerate((10**15, -1, "soon", True)):
         claims = {"sub": "1", "email": "alice@example.com", "exp": absurd}
         token = world.provider.opaque_token(**claims)

@@ -134,9 +134,9 @@ def test_k07_the_quick_search_is_quick_whatever_it_is_given() -> None:
     secret = new_secret()
     blanks = " " * 60_000
     for evil in (f"{NAME} " * 3000, f"x{NAME}={secret};" * 900, f"{NAME}={blanks}", blanks + NAME, NAME * 3000):
-        began = time.perf_counter()
+        began = time.thread_time()
         assert first_candidate(f"{evil};{NAME}={secret}", NAME) == secret
-        assert time.perf_counter() - began < 0.1
+        assert time.thread_time() - began < 0.1
 
 
 RULES = CookieRules(name=NAME, max_age=timedelta(hours=24))

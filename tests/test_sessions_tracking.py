@@ -34,7 +34,7 @@ from tests.sample_sessions import a_session
 from tests.ports import free_port
 from tests.servers import RedisServer, Wire, any_redis, running_redis
 from tests.test_sessions_redis import SERVERS
-from tests.waiting import until
+from tests.waiting import by_then, until
 
 pytestmark = pytest.mark.external
 
@@ -247,9 +247,7 @@ def test_a_server_that_hangs_is_noticed_within_50_ms_and_used_again(tmp_path: Pa
         with watching(RedisStore(server.address, now=now)) as told:
             stamp = told.next_stamp()
             server.pause()
-            began = time.monotonic()
-            until(lambda: told.watch.stamp() is None, every=0.0005)
-            assert time.monotonic() - began < AT_ONCE
+            by_then(lambda: told.watch.stamp() is None, AT_ONCE)
             server.resume()
             # A short silence loses nothing: the same connection goes on where it was.
             assert told.next_stamp() == stamp
@@ -298,8 +296,8 @@ def test_stopping_does_not_wait_for_a_dead_server() -> None:
     until(lambda: told.watch._run._failures > 3)
     began = time.monotonic()
     told.watch.stop()
-    assert time.monotonic() - began < 0.01
-    thread.join(0.5)
+    assert time.monotonic() - began < 0.3  # an attempt and the rest behind it would take longer
+    thread.join(2)
     assert not thread.is_alive()
 
 
@@ -436,7 +434,7 @@ def test_over_tls(tmp_path: Path) -> None:
                     pipeline.execute()
                 until(lambda: len(told.keys) >= 2000)
             server.pause()
-            until(lambda: told.watch.stamp() is None, AT_ONCE, every=0.0005)
+            by_then(lambda: told.watch.stamp() is None, AT_ONCE)
             server.resume()
             told.next_stamp()
         untrusted = Told(RedisStore(f"rediss://localhost:{port}", now=now))
@@ -614,7 +612,7 @@ def test_what_is_done_to_the_server_by_hand_counts_too(
         }[how]()
         # Among many keys Redis may find one that has expired only when somebody asks for it.
         until(lambda: how == "overwritten" or not client.exists(key))
-        until(lambda: not passes(sessions, secret, Reach.NETWORK), AT_ONCE, every=0.0005)
+        by_then(lambda: not passes(sessions, secret, Reach.NETWORK), AT_ONCE)
         assert not passes(sessions, secret)
 
 
@@ -671,9 +669,7 @@ def test_a_cut_connection_makes_the_next_check_read_the_store(
                 pipeline.client_kill_filter(_type="pubsub")
                 pipeline.delete(prefix + store_key(secret))
                 pipeline.execute()
-            ended = time.monotonic()
-            until(lambda secret=secret: not passes(sessions, secret, Reach.NETWORK), every=0.0002)
-            assert time.monotonic() - ended < AT_ONCE
+            by_then(lambda secret=secret: not passes(sessions, secret, Reach.NETWORK), AT_ONCE)
             until(sessions._watch.stamp, every=0.005)
 
 
@@ -690,9 +686,7 @@ def test_a_silent_line_is_believed_no_longer_than_its_proof(
             stamp = until(sessions._watch.stamp)
             wire.fall_silent()
             assert elsewhere.end(secret) is not None
-            ended = time.monotonic()
-            until(lambda secret=secret: not passes(sessions, secret, Reach.NETWORK), every=0.0002)
-            assert time.monotonic() - ended < AT_ONCE
+            by_then(lambda secret=secret: not passes(sessions, secret, Reach.NETWORK), AT_ONCE)
             assert not passes(sessions, stays)
             assert passes(sessions, stays, Reach.NETWORK)
             until(lambda stamp=stamp: sessions._watch.stamp() not in (None, stamp))
@@ -705,7 +699,7 @@ def test_a_dead_server_denies_and_a_restarted_one_knows_nobody(tmp_path: Path) -
             secret = sessions.begin(a_session(now))
             passes_from_memory(sessions, secret)
             server.kill()
-            until(lambda: not passes(sessions, secret), AT_ONCE, every=0.0005)
+            by_then(lambda: not passes(sessions, secret), AT_ONCE)
             with pytest.raises(StoreDown):
                 sessions.load(secret, Reach.NETWORK)
             server.start()
