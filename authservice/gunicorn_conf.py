@@ -95,6 +95,7 @@ def worker_exit(server: Any, worker: Any) -> None:
     if worker.booted:
         service = worker.wsgi.extensions["authservice"]
         service.refresher.stop()
+        service.sessions.stop()
         service.ledger.stop()
 
 

@@ -87,6 +87,8 @@ class Metric(Enum):
     VALIDATIONS = ("session_validations_total", "Questions whether a session still holds, by what came of them", "outcome", ("holds", "over", "unknown"))
     PROVIDER_OUTAGE = ("provider_outage", "Workers for which the provider does not work now")
     SESSIONS_UNSAVED = ("sessions_unsaved", "Sessions whose new tokens the store did not take yet")
+    MARKS_WAITING = ("session_marks_waiting", "Sessions in use that are not marked so in the store yet")
+    MARKS_LOST = ("session_marks_lost_total", "Uses of a session that could not be marked in the store")
     STORE_FAILURES = ("store_failures_total", "Questions to the session store that brought no answer")
     PROVIDER_FAILURES = (
         "provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx",

@@ -19,7 +19,8 @@ from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.sessions import Session
 from authservice.sessions.directory import Directory
 from authservice.sessions.labels import About, Labels
-from authservice.sessions.live import Sessions, live_session
+from authservice.sessions.copies import live_session
+from authservice.sessions.live import Sessions
 from authservice.sessions.redis import RedisStore
 from authservice.sessions.seal import Keyring, new_secret, open_record, public_id, seal_record, store_key
 from authservice.sessions.sqlite import SqliteStore

@@ -6,15 +6,21 @@ store's `Watch`; a `forget` always wins over a load that began before it. Nothin
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
+import msgspec
 from cachetools import LRUCache
 
-from authservice.identity import Identity
+from authservice.identity import AuthMethod, Identity, VerifiedClaims
+from authservice.sessions import Session
+
+_CLAIMS = msgspec.json.Decoder(dict[str, Any])
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +47,16 @@ class LiveSession:
 @dataclass(slots=True, eq=False)
 class Copy:
     """A session as the store held it under ``stamp`` in ``version``. ``limit`` is the moment from
-    which it says nothing any more; until ``quick`` (never later) nothing about it needs a second
+    which it says nothing any more, ``ends`` the one that no use of it moves. From ``due`` on its next
+    use is to be marked; until ``quick`` (never later than either) nothing about it needs a second
     look."""
 
     session: LiveSession
     key: str
     version: int
+    ends: datetime
     limit: datetime
+    due: datetime
     quick: datetime
     stamp: object
 
@@ -133,3 +142,45 @@ class _Recent(LRUCache[str, str]):
         key, secret = super().popitem()
         self._gone(secret)
         return key, secret
+
+
+def live_session(session: Session, key: str, refresh_due: datetime | None = None) -> LiveSession:
+    """What checks see of a record, in little memory: there may be many thousands, whose groups
+    are the same few."""
+    groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
+    claims = _EncodedClaims(msgspec.json.encode(session.claims))
+
+    def by(method: AuthMethod) -> Identity:
+        return Identity(session.user_id, groups, claims, method, issuer, session.expires)
+
+    return LiveSession(
+        by(AuthMethod.COOKIE),
+        by(AuthMethod.HEADER),
+        session.last_seen,
+        key,
+        session.access_token_expires,
+        bool(session.refresh_token),
+        refresh_due,
+    )
+
+
+class _EncodedClaims(VerifiedClaims):
+    """A stored session's claims, decoded when somebody asks for them: few do, and as objects they
+    take three times the memory."""
+
+    __slots__ = ("_encoded",)
+
+    def __init__(self, encoded: bytes) -> None:
+        self._encoded = encoded
+
+    def _decoded(self) -> dict[str, Any]:
+        return _CLAIMS.decode(self._encoded)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._decoded()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._decoded())
+
+    def __len__(self) -> int:
+        return len(self._decoded())

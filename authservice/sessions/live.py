@@ -1,40 +1,44 @@
 """Where the rest of the service asks for sessions: secrets in, records out.
 
 Owns the life of a session (begin, load, end), its absolute and idle limits on our own clock, the
-question whether a copy in memory may be used, and one-time marks. Sealing is `sessions.seal`'s
-work, keeping is the `Store`'s, and knowing what changed in it its `Watch`'s. Called by the session
-authenticator and by `sessions.interface`.
+question whether a copy in memory may be used, and one-time marks. Sealing is `sessions.records`'
+work, keeping is the `Store`'s, knowing what changed in it its `Watch`'s, and waiting until it takes a
+mark of last use that of `sessions.touches`. Called by the session authenticator and by
+`sessions.interface`.
 """
 
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import msgspec
 
 from authservice.check import NeedsIO, Reach
-from authservice.errors import ProviderWrong, StoreDown
-from authservice.identity import AuthMethod, Identity, VerifiedClaims
+from authservice.errors import StoreDown
 from authservice.ops import Counts, Metric
 from authservice.sessions import Entry, Label, Session, Store, from_microseconds
-from authservice.sessions.copies import Copies, Copy, LiveSession
+from authservice.sessions.copies import Copies, Copy, LiveSession, live_session
 from authservice.sessions.labels import Labels
-from authservice.sessions.seal import is_secret, mark_key, new_secret, open_record, seal_record, store_key
+from authservice.sessions.records import encode, opened, sealed
+from authservice.sessions.seal import is_secret, mark_key, new_secret, store_key
+from authservice.sessions.touches import Noted, Touch, Touches
 
 _LONGEST_STEP = timedelta(seconds=60)
 _STEP_WITHOUT_LIMIT = timedelta(hours=1)
 """How exactly it is known when a session was last in use, where nothing depends on it."""
 
+_LATE = timedelta(seconds=10)
+"""How long before an idle limit, or half of it, a mark is written before the check is answered:
+other processes must not end meanwhile what was let pass here."""
+
 _RECENT = timedelta(seconds=10)
 """How exactly it is known which copies were used least recently: to note it costs more than a hit."""
 
 _MOST_TRIES = 5
-_CLAIMS = msgspec.json.Decoder(dict[str, Any])
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +84,6 @@ class Sessions:
         self._step = _STEP_WITHOUT_LIMIT if labels else None
         if idle_timeout:
             self._step = min(_LONGEST_STEP, idle_timeout / 10)
-        self._decoder = msgspec.json.Decoder(Session)
         self._cache_size = cache_size
         counts = counts or Counts()
         self._count_hit = counts.adder(Metric.SESSION_HITS)
@@ -88,15 +91,21 @@ class Sessions:
         self._copies = Copies(cache_size, counts.adder(Metric.SESSION_INVALIDATIONS))
         counts.gauge(Metric.SESSIONS_HELD, lambda: len(self._copies))
         self._watch = store.watch(self._copies.forget)
+        self._touches = Touches(self._write_touch, self._renew, counts)
 
     def start(self) -> None:
-        """Begins keeping copies in this process, and again in each process forked from it."""
+        """Begins keeping copies in this process, and marking sessions as seen without having checks
+        wait for it; again in each process forked from it."""
         self._copies.begin_anew()
         if self._cache_size:
             self._watch.start()
+        if self._step:
+            self._touches.start()
 
     def stop(self) -> None:
-        """From now on every load asks the store."""
+        """From now on every load asks the store, and marks as it goes. Waits a while for marks that are
+        not written yet."""
+        self._touches.stop()
         self._watch.stop()
         self._copies.forget(None)
 
@@ -124,7 +133,7 @@ class Sessions:
             return copy.session
         if not is_secret(secret):
             return None
-        if copy is not None and stamp is not None and self._still_holds(copy, stamp):
+        if copy is not None and stamp is not None and self._still_holds(secret, copy, stamp):
             self._count_hit()
             return copy.session
         if reach is Reach.MEMORY:
@@ -134,13 +143,21 @@ class Sessions:
             self._copies.forget(copy.key)  # it ended: nobody needs to hold on to whose it was
         return session
 
-    def _still_holds(self, copy: Copy, stamp: object) -> bool:
-        """The second look at a copy, which makes the next ones quick again."""
+    def _still_holds(self, secret: str, copy: Copy, stamp: object) -> bool:
+        """The second look at a copy, which makes the next ones quick again and notes that the session is
+        in use where that is due. ``False`` also where that has to be written first."""
         now = self._now()
         if now >= copy.limit or (copy.stamp != stamp and not self._watch.holds(copy.key, copy.version)):
             return False
+        if now >= copy.due:
+            noted = self._note(secret, copy.key, copy.session.last_seen, now)
+            if noted is Noted.REFUSED:
+                return False
+            if noted is Noted.TAKEN:
+                copy.session = replace(copy.session, last_seen=max(copy.session.last_seen, now))
+                copy.limit, copy.due = self._limits(copy.session.last_seen, copy.ends)
         copy.stamp = stamp
-        copy.quick = _quick_until(copy.session, copy.limit, now)
+        copy.quick = _quick_until(copy, now)
         self._copies.used(copy.key)
         return True
 
@@ -151,22 +168,27 @@ class Sessions:
         with self._copies.expecting(key) as keep:
             stamp = self._watch.stamp()  # before the store is asked: what changes from here on shows
             entry = self._store.load(key)
-            session = self._open(secret, entry) if entry else None
+            session = opened(secret, entry.value) if entry else None
             if entry is None or session is None or self._out_of_reach(session):
                 return None
+            session = self._as_seen(key, session)
             now = self._now()
-            limit = self._deadline(session)
-            if now >= limit:
+            if now >= self._deadline(session):
                 return None
-            if self._is_due(session, now):
-                return self.live(self._touch(secret, session, entry, now), key)
+            due = self._is_due(session, now)
+            if due:
+                noted = self._note(secret, key, session.last_seen, now)
+                if noted is Noted.REFUSED:
+                    return self.live(self._touch(secret, session, entry, now), key)
+                if noted is Noted.TAKEN:
+                    session, due = _seen(session, now), False
             live = self.live(session, key)
             if stamp is not None:
-                limit = min(limit, entry.expires)
-                if self._step:
-                    limit = min(limit, session.last_seen + self._step)
-                quick = _quick_until(live, limit, now)
-                keep(secret, Copy(live, key, entry.version, limit, quick, stamp))
+                ends = min(self._end(session), entry.expires)
+                limit, next_due = self._limits(session.last_seen, ends)
+                copy = Copy(live, key, entry.version, ends, limit, now if due else next_due, now, stamp)
+                copy.quick = _quick_until(copy, now)
+                keep(secret, copy)
             return live
 
     def record(self, secret: str) -> Record | None:
@@ -175,9 +197,10 @@ class Sessions:
         if not is_secret(secret):
             return None
         entry = self._store.load(store_key(secret))
-        session = self._open(secret, entry) if entry else None
+        session = opened(secret, entry.value) if entry else None
         if entry is None or session is None or self._out_of_reach(session):
             return None
+        session = self._as_seen(store_key(secret), session)
         return Record(session, entry.version) if self._now() < self._deadline(session) else None
 
     def replace(self, secret: str, old: Record, session: Session) -> Record | None:
@@ -249,9 +272,9 @@ class Sessions:
         label = None
         if self._labels:
             session = self._labelled(session)
-            _encode(session)  # what cannot be kept has no label either
+            encode(session)  # what cannot be kept has no label either
             label = self._labels.make(key, session, address, user_agent)
-        self._store.save(key, seal_record(secret, _encode(session)), session.expires, label=label)
+        self._store.save(key, sealed(secret, session), session.expires, label=label)
         return secret
 
     def forget(self, key: str) -> None:
@@ -274,7 +297,8 @@ class Sessions:
             self._store.delete(key)
         finally:
             self._copies.forget(key)  # a check may have read it meanwhile
-        session = self._open(secret, entry)
+        session = opened(secret, entry.value)
+        session = self._as_seen(key, session) if session else None
         return session if session and self._now() < self._deadline(session) else None
 
     def spend(self, name: str, lifetime: timedelta) -> bool:
@@ -286,22 +310,23 @@ class Sessions:
         """Whether `spend` has marked this name. Raises `errors.StoreDown`."""
         return self._store.load(mark_key(name)) is not None
 
-    def _open(self, secret: str, entry: Entry) -> Session | None:
-        plaintext = open_record(secret, entry.value)
-        if plaintext is None:
-            return None
-        try:
-            return self._decoder.decode(plaintext)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError):
-            return None
+    def _end(self, session: Session) -> datetime:
+        """When this session ends however much it is used. Counted from the record's beginning as
+        well as from its own limit, so that a shorter ``SESSION_MAX_AGE`` holds at once."""
+        end = min(session.expires, session.created + self._max_age)
+        if self._ends_with_token and not session.refresh_token and session.access_token_expires:
+            end = min(end, session.access_token_expires)
+        return end
 
     def _deadline(self, session: Session) -> datetime:
-        """When this session ends if nobody is seen again. Counted from the record's beginning as
-        well as from its own limit, so that a shorter ``SESSION_MAX_AGE`` holds at once."""
-        limit = min(session.expires, session.created + self._max_age)
-        if self._ends_with_token and not session.refresh_token and session.access_token_expires:
-            limit = min(limit, session.access_token_expires)
-        return min(limit, session.last_seen + self._idle) if self._idle else limit
+        """When this session ends if nobody is seen again."""
+        return self._limits(session.last_seen, self._end(session))[0]
+
+    def _limits(self, last_seen: datetime, ends: datetime) -> tuple[datetime, datetime]:
+        """When a session that ``ends`` then ends if nobody is seen again, and from when on its next use
+        is to be marked."""
+        limit = min(ends, last_seen + self._idle) if self._idle else ends
+        return limit, last_seen + self._step if self._step else limit
 
     def _refresh_due(self, session: Session) -> datetime | None:
         """From when on its access token is to be refreshed; a short-lived one not before half its
@@ -326,24 +351,66 @@ class Sessions:
             return True
         return self._step is not None and now - session.last_seen >= self._step
 
+    # --- marking as seen ------------------------------------------------------------------------
+
+    def _as_seen(self, key: str, session: Session) -> Session:
+        """The session as it is with what waits to be written about it."""
+        touch = self._touches.waiting(key)
+        if touch is None or touch.first >= self._deadline(session):
+            return session
+        return _seen(session, touch.last)
+
+    def _note(self, secret: str, key: str, last_seen: datetime, now: datetime) -> Noted:
+        """Leaves it to the thread to mark a session as seen, unless there is too little time for that."""
+        if self._idle and now >= last_seen + self._idle - min(self._idle / 2, _LATE):
+            return Noted.REFUSED
+        return self._touches.note(key, secret, now)
+
+    def _write_touch(self, touch: Touch) -> bool:
+        """Moves ``last_seen`` to when it was, in the session as the store holds it now, and says whether
+        there is a copy of it. One that ended meanwhile stays so, and somebody else's mark is as good."""
+        key, kept = store_key(touch.secret), self._copies.find(touch.secret) is not None
+        for _ in range(_MOST_TRIES):
+            if self._idle and self._now() >= touch.last + self._idle:
+                return False
+            entry = self._store.load(key)
+            session = opened(touch.secret, entry.value) if entry else None
+            if entry is None or session is None or self._out_of_reach(session):
+                return False
+            if touch.first >= self._deadline(session) or not self._is_due(session, touch.last):
+                return False
+            if self._save_again(touch.secret, _seen(session, touch.last), entry.version):
+                if kept:
+                    self._renew(touch.secret)
+                return kept
+        raise StoreDown("others keep changing the session")
+
+    def _renew(self, secret: str) -> None:
+        """Reads a session anew after our own mark, so that the next check need not."""
+        stamp, copy = self._watch.stamp(), self._copies.find(secret)
+        if stamp is None or (copy and (copy.stamp == stamp or self._watch.holds(copy.key, copy.version))):
+            return
+        with suppress(StoreDown):  # whoever asks next is told
+            self._read(secret)
+
     def _touch(self, secret: str, session: Session, entry: Entry, now: datetime) -> Session:
-        """Moves ``last_seen``, once in a step and not at every check. Only over the version that
-        was read: a session that was ended meanwhile is not brought back, and of many checks at
-        once one writes. A store that cannot be written does not fail the check."""
-        seen = msgspec.structs.replace(session, last_seen=now)
+        """Moves ``last_seen`` at once. Only over the version that was read: a session that was ended
+        meanwhile is not brought back, and of many checks at once one writes. A store that cannot be
+        written does not fail the check."""
+        seen = _seen(session, now)
         try:
             self._save_again(secret, seen, entry.version)
         except StoreDown as error:
-            log.warning("session not marked as seen: %s", error)
-            return session
+            if self._touches.note(store_key(secret), secret, now) is not Noted.TAKEN:
+                log.warning("session not marked as seen: %s", error)
+                return session
         return seen
 
     def _save_again(self, secret: str, session: Session, version: int) -> bool:
         """Over this version only; with a new label, unless it bears one that cannot be read here."""
         key = store_key(secret)
         label, session = self._label_again(key, session)
-        sealed = seal_record(secret, _encode(session))
-        return self._store.save(key, sealed, session.expires, if_version=version, label=label)
+        return self._store.save(key, sealed(secret, session), session.expires, if_version=version, label=label)
 
     def _label_again(self, key: str, session: Session) -> tuple[Label | None, Session]:
         if not self._labels:
@@ -365,57 +432,11 @@ def _but_for_marks(session: Session) -> Session:
     return msgspec.structs.replace(session, last_seen=session.created, label_key="", labelled=None)
 
 
-def _quick_until(session: LiveSession, limit: datetime, now: datetime) -> datetime:
-    quick = min(limit, now + _RECENT)
-    return min(quick, session.refresh_due) if session.refresh_due else quick
+def _seen(session: Session, at: datetime) -> Session:
+    """Never seen earlier than before: another process's clock, or ours, may have been ahead."""
+    return msgspec.structs.replace(session, last_seen=max(session.last_seen, at))
 
 
-def live_session(session: Session, key: str, refresh_due: datetime | None = None) -> LiveSession:
-    """What checks see of a record, in little memory: there may be many thousands, whose groups
-    are the same few."""
-    groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
-    claims = _EncodedClaims(msgspec.json.encode(session.claims))
-
-    def by(method: AuthMethod) -> Identity:
-        return Identity(session.user_id, groups, claims, method, issuer, session.expires)
-
-    return LiveSession(
-        by(AuthMethod.COOKIE),
-        by(AuthMethod.HEADER),
-        session.last_seen,
-        key,
-        session.access_token_expires,
-        bool(session.refresh_token),
-        refresh_due,
-    )
-
-
-class _EncodedClaims(VerifiedClaims):
-    """A stored session's claims, decoded when somebody asks for them: few do, and as objects they
-    take three times the memory."""
-
-    __slots__ = ("_encoded",)
-
-    def __init__(self, encoded: bytes) -> None:
-        self._encoded = encoded
-
-    def _decoded(self) -> dict[str, Any]:
-        return _CLAIMS.decode(self._encoded)
-
-    def __getitem__(self, name: str) -> Any:
-        return self._decoded()[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._decoded())
-
-    def __len__(self) -> int:
-        return len(self._decoded())
-
-
-def _encode(session: Session) -> bytes:
-    """The record's plaintext. JSON, because claims come from JSON: msgpack has no integers
-    beyond 64 bits."""
-    try:
-        return msgspec.json.encode(session)
-    except (TypeError, UnicodeError, OverflowError, RecursionError, msgspec.MsgspecError) as error:
-        raise ProviderWrong(f"the claims cannot be stored ({type(error).__name__})") from None
+def _quick_until(copy: Copy, now: datetime) -> datetime:
+    quick = min(copy.limit, copy.due, now + _RECENT)
+    return min(quick, copy.session.refresh_due) if copy.session.refresh_due else quick
