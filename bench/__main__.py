@@ -15,7 +15,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench import bearer, machine, plot, report
+from bench import bearer, machine, plot, report, sweeping
 from bench.load import Request
 from bench.memory import measure_memory
 from bench.programs import INSTALL, ROOT, BenchError
@@ -26,8 +26,12 @@ from bench.stage import Stage
 FULL = Pace(rounds=5, seconds=0.8, warm_up=0.4, patience=90)
 QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0)
 DOCUMENT, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
-PROCESS, MEMORY = "process", "memory"
+PROCESS, MEMORY, SWEEP = "process", "memory", "sweep"
+APART = (PROCESS, MEMORY, SWEEP)
 """Groups that are not measured with the load generator's rows."""
+
+SWEPT = 400_000
+"""Expired sessions in the file that is swept; in a quick run a tenth of them."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -59,18 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if given.list:
             return _list(groups, rows)
         wanted = _wanted(given.rows, groups)
-        chosen = select(groups, [word for word in wanted if word not in (PROCESS, MEMORY)], rows, heavy=not given.quick)
+        chosen = select(groups, [word for word in wanted if word not in APART], rows, heavy=not given.quick)
     except ValueError as error:
         print(f"bench: {error}", file=sys.stderr)
         return 2
     if shutil.which("wrk") is None:
         print(f"bench: wrk is not installed: {INSTALL['wrk']}", file=sys.stderr)
         return 2
-    if wanted and not set(wanted) - {PROCESS, MEMORY}:
+    if wanted and not set(wanted) - set(APART):
         chosen = []
     pace = QUICK if given.quick else FULL
     pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.patience)
-    results = _run(chosen, rows, pace, given, [word for word in (PROCESS, MEMORY) if not wanted or word in wanted])
+    results = _run(chosen, rows, pace, given, [word for word in APART if not wanted or word in wanted])
     return _tell(results, given)
 
 
@@ -98,7 +102,20 @@ def _run(
                 results.memory = measure_memory(stage, _say, many=given.long)
             except BenchError as error:
                 _say(f"  without: {error}")
+        if SWEEP in others:
+            results.sweeping = _sweep(cores, quick=given.quick)
     return results
+
+
+def _sweep(cores: machine.Cores, *, quick: bool) -> sweeping.Sweeping | None:
+    _say("\nSweeping")
+    count, rounds, seconds = (SWEPT // 10, 3, 0.5) if quick else (SWEPT, 20, 1.0)
+    with tempfile.TemporaryDirectory(prefix="authservice-bench-") as folder:
+        try:
+            return sweeping.measure(Path(folder), count, rounds, seconds, _say, cores)
+        except BenchError as error:
+            _say(f"  without: {error}")
+            return None
 
 
 def _tell(results: report.Results, given: argparse.Namespace) -> int:
@@ -135,7 +152,7 @@ def _with_peers(groups: Sequence[Group], peers: list[str]) -> list[Group]:
 
 def _wanted(text: str, groups: Sequence[Group]) -> list[str]:
     """The words of ``--rows``, with patterns replaced by the names that they fit."""
-    known = [PROCESS, MEMORY, *(name for group in groups for name in (group.name, *group.rows))]
+    known = [*APART, *(name for group in groups for name in (group.name, *group.rows))]
     wanted: list[str] = []
     for word in filter(None, text.replace(",", " ").split()):
         wanted += sorted({name for name in known if fnmatch(name, word)}) or [word]
@@ -149,6 +166,7 @@ def _list(groups: Sequence[Group], rows: dict[str, Row]) -> int:
             print(f"  {name:16}{rows[name].title}{' (not in a quick run)' if rows[name].heavy else ''}")
     print(f"{PROCESS}: checks by credential in this process, without sockets")
     print(f"{MEMORY}: what a worker keeps in memory (not in a quick run)")
+    print(f"{SWEEP}: what checks take while expired sessions are removed")
     return 0
 
 

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import bearer
+from bench import bearer, sweeping
 from bench.load import Figures
 from bench.memory import Memory
 from bench.rows import Group, Row
 from bench.stage import IN_TURN
+from bench.sweeping import Sweeping
 
 MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
 
@@ -47,6 +48,7 @@ class Results:
     figures: dict[str, dict[str, list[Figures]]] = field(default_factory=dict)
     bearer: dict[str, list[float]] = field(default_factory=dict)
     memory: Memory | None = None
+    sweeping: Sweeping | None = None
 
     def ratio(self, group: str, row: str, base: str) -> Spread | None:
         """How much more of the row's requests are answered than of the base's."""
@@ -99,6 +101,14 @@ def _growth(results: Results) -> Spread | None:
     return None if grown is None else Spread.of([grown])
 
 
+def _added(kind: str) -> Callable[[Results], Spread | None]:
+    def value(results: Results) -> Spread | None:
+        rounds = results.sweeping.rounds[kind] if results.sweeping else ()
+        return Spread.of([one.added * 1e3 for one in rounds]) if rounds else None
+
+    return value
+
+
 TARGETS: tuple[Target, ...] = (
     Target("cookie check / bare responder", _times("beside", "cookie", "bare"), 0.5),
     Target("cookie check / Flask under gthread", _times("beside", "cookie", "flask"), 10),
@@ -110,6 +120,8 @@ TARGETS: tuple[Target, ...] = (
     Target("p99 / p50 of the cookie check, 16 connections", lambda results: results.tail("beside", "cookie"), 4, False),
     Target(f"MB of a worker with {IN_TURN:,} live sessions", _live, 150, False),
     Target("MB that 5,000,000 checks add to it", _growth, 2, False),
+    *(Target(f"ms that a sweep adds to the longest check {kind}", _added(kind), sweeping.MOST_SECONDS * 1e3, False)
+      for kind in sweeping.KINDS),
     *(Target(f"{row} / {base}, time in the process", _in_process(row, base), most, False)
       for row, base, most in bearer.WANTED),
 )  # fmt: skip
@@ -157,7 +169,17 @@ def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
             for name, times in results.bearer.items()
         ]
         made.append(("In the process, without sockets", [["", "per second", "CPU µs"], *lines]))
+    if results.sweeping:
+        head = ["a check …", "p99 ms", "p99 ms, swept", "longest ms", "longest ms, swept"]
+        lines = [_swept(kind, rounds) for kind, rounds in results.sweeping.rounds.items()]
+        made.append((f"While {results.sweeping.sessions:,} expired sessions are swept (SQLite)", [head, *lines]))
     return made
+
+
+def _swept(kind: str, rounds: Sequence[sweeping.Round]) -> list[str]:
+    p99 = [one.quiet.p99 for one in rounds], [one.swept.p99 for one in rounds]
+    longest = [one.quiet.longest for one in rounds], [one.swept.longest for one in rounds]
+    return [f"… {kind}", *(str(Spread.of([second * 1e3 for second in values])) for values in (*p99, *longest))]
 
 
 def text(results: Results) -> str:
@@ -224,6 +246,17 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
         "memory": None if results.memory is None else {
             "live": results.memory.live, "sessions": results.memory.sessions,
             "checks": results.memory.checks, "growth": results.memory.growth,
+        },
+        "sweeping": None if results.sweeping is None else {
+            "sessions": results.sweeping.sessions,
+            "rounds": {
+                kind: [
+                    {"p99": one.quiet.p99, "longest": one.quiet.longest,
+                     "p99_swept": one.swept.p99, "longest_swept": one.swept.longest}
+                    for one in rounds
+                ]
+                for kind, rounds in results.sweeping.rounds.items()
+            },
         },
         "wanted": [
             {"text": target.text, "bound": target.bound, "at_least": target.at_least, "value": value.middle, "met": met}

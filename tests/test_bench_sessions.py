@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import sessions
+from bench import sessions, sweeping
 from bench.report import Spread
 from bench.sessions import Found
 
@@ -26,13 +26,15 @@ def test_and_in_redis(tmp_path: Path) -> None:
 
 def test_checks_are_measured_while_another_process_sweeps(tmp_path: Path) -> None:
     said: list[str] = []
-    reading, writing = sessions.sweeping(tmp_path, 6000, 1, 0.3, said.append)
-    assert "reads" in reading.text and "marks as seen" in writing.text
-    assert [line for line in said if line.strip().startswith("swept ")]
+    found = sessions.sweeps(tmp_path, 3000, 1, 0.6, said.append)
+    assert [kind for one in found for kind in sweeping.KINDS if one.text.endswith(kind)] == list(sweeping.KINDS)
+    assert "without and with (" in said[1]
 
 
-def test_what_the_machine_does_now_and_then_is_not_what_the_service_does() -> None:
+def test_what_is_wanted_is_the_median_of_the_rounds() -> None:
+    slow, quick = sweeping.Tail(0.004, 0.009), sweeping.Tail(0.001, 0.002)
+    assert sweeping.Round(quick, slow).added == pytest.approx(0.007)
+    assert sweeping.Tail.of([0.001] * 98 + [0.002, 0.003]) == sweeping.Tail(0.003, 0.003)
     spread = Spread.of([0.004, 0.006, 0.007])
-    assert not Found("typically", spread, 0.005).met
-    assert Found("in every round", spread, 0.005, every_round=True).met
     assert str(Found("so", spread, 0.005)) == "NOT met  so: 6.00 ms (4.00–7.00), wanted 5 ms at most"
+    assert Found("so", Spread.of([-0.002, 0.004, 0.007]), 0.005).met

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def new_worker(file: Path, clock: Clock) -> Iterator[Callable[..., Worker]]:
     """Makes workers that share the file."""
     made: list[Worker] = []
 
-    def make(**settings: object) -> Worker:
+    def make(**settings: Any) -> Worker:
         made.append(Worker(WatchedStore(SqliteStore(file, clock)), clock, **settings))
         return made[-1]
 
