@@ -174,6 +174,24 @@ def test_our_own_mark_leaves_the_copy_in_use(new_worker: Callable[..., Worker], 
         assert worker.store.calls == []
 
 
+def test_to_read_it_again_ourselves_is_no_use_of_it(new_worker: Callable[..., Worker], clock: Clock) -> None:
+    worker = new_worker()
+    secret = worker.sessions.begin(a_session(clock))
+    worker.check(secret)
+    seen = clock.advance(MINUTE)
+    assert worker.at_once(secret)
+    worker.settle()
+    clock.advance(MINUTE)
+    worker.sessions.forget(store_key(secret))  # as word of our own write does, where it comes late
+    worker.sessions._renew(secret)
+    assert worker.sessions._copies.find(secret)
+    assert not worker.marks
+    assert last_seen(worker.store, secret, clock) == seen
+    assert worker.at_once(secret)
+    worker.settle()
+    assert last_seen(worker.store, secret, clock) == clock()
+
+
 def test_another_workers_copy_follows(new_worker: Callable[..., Worker], clock: Clock) -> None:
     worker, other = new_worker(), new_worker()
     secret = worker.sessions.begin(a_session(clock))

@@ -161,8 +161,9 @@ class Sessions:
         self._copies.used(copy.key)
         return True
 
-    def _read(self, secret: str) -> LiveSession | None:
-        """The session as the store holds it; kept as a copy where that may be used later."""
+    def _read(self, secret: str, *, in_use: bool = True) -> LiveSession | None:
+        """The session as the store holds it; kept as a copy where that may be used later. With ``in_use``
+        it is marked as seen where that is due."""
         self._count_miss()
         key = store_key(secret)
         with self._copies.expecting(key) as keep:
@@ -175,7 +176,7 @@ class Sessions:
             now = self._now()
             if now >= self._deadline(session):
                 return None
-            due = self._is_due(session, now)
+            due = in_use and self._is_due(session, now)
             if due:
                 noted = self._note(secret, key, session.last_seen, now)
                 if noted is Noted.REFUSED:
@@ -386,12 +387,12 @@ class Sessions:
         raise StoreDown("others keep changing the session")
 
     def _renew(self, secret: str) -> None:
-        """Reads a session anew after our own mark, so that the next check need not."""
+        """Reads a session anew after our own mark, so that the next check need not. That is no use of it."""
         stamp, copy = self._watch.stamp(), self._copies.find(secret)
         if stamp is None or (copy and (copy.stamp == stamp or self._watch.holds(copy.key, copy.version))):
             return
         with suppress(StoreDown):  # whoever asks next is told
-            self._read(secret)
+            self._read(secret, in_use=False)
 
     def _touch(self, secret: str, session: Session, entry: Entry, now: datetime) -> Session:
         """Moves ``last_seen`` at once. Only over the version that was read: a session that was ended
