@@ -559,7 +559,6 @@ if how == "fork":
     sessions.start()
     ahead *= 2
 assert sessions.load(secret, Reach.NETWORK)
-assert sessions.load(secret, Reach.MEMORY)
 if how == "kill":
     os.kill(os.getpid(), 9)
 sessions.stop()
