@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,9 @@ from authservice.sessions.sqlite import SqliteStore
 from authservice.sessions.touches import Noted, Touch, Touches
 from tests.contracts import MICROSECOND, MINUTE, Clock, output, run_python
 from tests.sample_sessions import WatchedStore, a_session
+from tests.served import serving
 from tests.servers import any_redis, running_redis
+from tests.test_ends_everywhere import Gateway
 from tests.waiting import until
 
 DAY = timedelta(days=1)
@@ -113,7 +115,7 @@ def held(file: Path) -> Iterator[None]:
         other.execute("ROLLBACK")
 
 
-def last_seen(store: Store, secret: str, clock: Clock) -> object:
+def last_seen(store: Store, secret: str, clock: Callable[[], datetime]) -> object:
     """As it is in the store."""
     record = Sessions(store, now=clock, max_age=DAY).record(secret)
     return record.session.last_seen if record else None
@@ -595,6 +597,39 @@ def test_each_process_writes_its_own_marks(
     found = last_seen(worker.store, secret, clock)
     assert found is not None
     assert found - began >= timedelta(seconds=seconds)  # type: ignore[operator]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["loop", "gthread"])
+def test_a_service_that_ends_has_answered_at_once_and_written_its_marks(
+    environ: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    def now() -> datetime:
+        return datetime.now(timezone.utc)
+
+    settings = {**environ, "SESSION_IDLE_TIMEOUT": "600", "WEB_CONCURRENCY": "1", "UNAUTHENTICATED_RESPONSE": "401"}
+    if kind == "gthread":
+        settings["WORKER_CLASS"] = kind
+    file = Path(environ["SESSION_STORE_PATH"])
+    with closing(SqliteStore(file, now)) as store:
+        sessions = Sessions(store, now=now, max_age=DAY)
+        began = now()
+        before = began - 5 * MINUTE
+        others, secret = (sessions.begin(a_session(now, last_seen=before)) for _ in range(2))
+        with serving(settings, tmp_path) as served, closing(Gateway(served.judge)) as gateway:
+            until(lambda: gateway.allows(others))
+            with held(file):
+                for _ in range(3):
+                    asked = time.monotonic()
+                    assert gateway.allows(secret)
+                    assert time.monotonic() - asked < 1  # who waits for the file waits for two
+                assert last_seen(store, secret, now) == before
+                gateway.close()
+                served.process.terminate()
+        for one in (others, secret):
+            record = sessions.record(one)
+            assert record is not None
+            assert began <= record.session.last_seen <= now()
 
 
 # --- Redis -----------------------------------------------------------------------------------------
