@@ -136,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, measure in (
         ("SQLite", in_a_file),
         ("Redis", in_redis),
-        ("Sweeping", lambda folder, count, rounds: sweeps(folder, count, 8 * rounds, 1.0, _say)),
+        ("Sweeping", lambda folder, count, rounds: sweeps(folder, count, 4 * rounds, 1.0, _say)),
     ):
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="authservice-bench-") as folder:
