@@ -368,6 +368,7 @@ class House:
     def stop(self) -> None:
         self.service.stop()
         self.twin.extensions["authservice"].stop()
+        logging.getLogger("authservice").propagate = True  # other tests read the log at its root
 
     # --- one story ---
 
