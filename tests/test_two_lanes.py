@@ -368,7 +368,9 @@ class House:
     def stop(self) -> None:
         self.service.stop()
         self.twin.extensions["authservice"].stop()
-        logging.getLogger("authservice").propagate = True  # other tests read the log at its root
+        told = logging.getLogger("authservice")
+        told.setLevel(logging.NOTSET)
+        told.propagate = True  # other tests read the log at its root
 
     # --- one story ---
 
