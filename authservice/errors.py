@@ -44,6 +44,7 @@ class Reason(str, Enum):
     NOT_AUTHENTICATED = "not_authenticated"
     INVALID_TOKEN = "invalid_token"
     GROUPS = "groups_not_allowed"
+    POLICY = "policy_denied"
     AUTHORIZER_REFUSED = "authorizer_refused"
     IDENTITY = "identity_unusable"
     MISCONFIGURED = "gateway_misconfigured"
