@@ -1,0 +1,163 @@
+"""The fields of one file that is being read: each value taken by name and type, each problem kept with its place.
+
+`policy.read` and its siblings, and `policy.workloads`, walk a file as `Spot` values. Nothing is raised on
+the way, so that one reading finds every problem; whoever began it asks `Problems` at the end.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from authservice.policy.resources import Place
+from authservice.policy.yaml_lines import Kind, Node, shown
+
+Value = TypeVar("Value")
+
+_SIMPLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
+_NEAR = 0.7
+
+
+class Problems:
+    """What is wrong with one file, in the order in which it was found."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.found: list[tuple[Place, str]] = []
+
+    def add(self, line: int, field: str, sentence: str) -> None:
+        self.found.append((Place(self.file, line, field), sentence))
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One value of a file, the path of its field, and the problems that it may add to."""
+
+    node: Node
+    field: str
+    problems: Problems
+
+    @property
+    def place(self) -> Place:
+        return Place(self.problems.file, self.node.line, self.field)
+
+    def refuse(self, sentence: str) -> None:
+        self.problems.add(self.node.line, self.field, sentence)
+
+    def path(self, name: str) -> str:
+        """The path of a member."""
+        if not _SIMPLE.fullmatch(name):
+            return f"{self.field}[{shown(name)[1:-1]}]"
+        return f"{self.field}.{name}" if self.field else name
+
+    def is_a(self, kind: Kind) -> bool:
+        """Whether this is of a kind; says so where it is not."""
+        if self.node.kind is kind:
+            return True
+        quotes = kind is Kind.TEXT and self.node.kind in (Kind.NUMBER, Kind.BOOLEAN)
+        written = f" ({shown(self.node.text)})" if quotes else ""
+        remedy = "; put it in quotes" if quotes else ""
+        self.refuse(f"{kind.value} is taken here, and this is {self.node.kind.value}{written}{remedy}")
+        return False
+
+    def member(self, name: str) -> Spot | None:
+        """What stands under a name. To Kubernetes nothing (``null``) is the same as no such member."""
+        member = self.node.members.get(name)
+        if member is None or member.node.kind is Kind.NOTHING:
+            return None
+        return Spot(member.node, self.path(name), self.problems)
+
+    def members(self) -> Iterator[tuple[str, Spot]]:
+        for name, member in self.node.members.items():
+            yield name, Spot(member.node, self.path(name), self.problems)
+
+    def items(self) -> list[Spot]:
+        """The entries of a list; none, and a problem, where this is no list."""
+        if not self.is_a(Kind.LIST):
+            return []
+        return [Spot(node, f"{self.field}[{i}]", self.problems) for i, node in enumerate(self.node.items)]
+
+    def text(self, name: str) -> str:
+        """A member that is text; empty without it."""
+        spot = self.member(name)
+        return spot.node.text if spot is not None and spot.is_a(Kind.TEXT) else ""
+
+    def required_text(self, name: str) -> str:
+        """A member that has to be there, and not empty."""
+        spot = self.member(name)
+        if spot is None:
+            self.refuse(f"{name} is missing")
+            return ""
+        if spot.is_a(Kind.TEXT) and not spot.node.text:
+            spot.refuse("this is empty")
+        return spot.node.text
+
+    def mapping(self, name: str) -> Spot | None:
+        """A member that is a mapping; ``None`` without it."""
+        spot = self.member(name)
+        return spot if spot is not None and spot.is_a(Kind.MAPPING) else None
+
+    def mappings(self, name: str) -> list[Spot]:
+        """A member that is a list of mappings; none without it."""
+        spot = self.member(name)
+        return [entry for entry in spot.items() if entry.is_a(Kind.MAPPING)] if spot is not None else []
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """A member that is a list of texts, none of them empty."""
+        return self.values(name, str)
+
+    def values(self, name: str, parse: Callable[[str], Value]) -> tuple[Value, ...]:
+        """A member that is a list of texts, each of them parsed; ValueError is a problem of that place."""
+        spot = self.member(name)
+        parsed = [entry.parsed(parse) for entry in spot.items()] if spot is not None else []
+        return tuple(value for value in parsed if value is not None)
+
+    def parsed(self, parse: Callable[[str], Value]) -> Value | None:
+        """This text, parsed; ``None``, and a problem, where it cannot be."""
+        if not self.is_a(Kind.TEXT):
+            return None
+        if not self.node.text:
+            self.refuse("an empty text is no value")
+            return None
+        try:
+            return parse(self.node.text)
+        except ValueError as error:
+            self.refuse(str(error))
+            return None
+
+    def boolean(self, name: str) -> bool:
+        """A member that is true or false; false without it."""
+        spot = self.member(name)
+        if spot is None or not spot.is_a(Kind.BOOLEAN):
+            return False
+        if spot.node.text.lower() not in _TRUE | _FALSE:
+            spot.refuse("true or false is taken here")
+        return spot.node.text.lower() in _TRUE
+
+    def refuse_others(self, known: Sequence[str], hints: Mapping[str, str] | None = None) -> None:
+        """A problem for each member that is not known: with a hint of its own, or the name that was
+        probably meant, or all that are taken."""
+        for name, member in self.node.members.items():
+            if name not in known:
+                told = (hints or {}).get(name) or _instead(name, known)
+                self.problems.add(member.line, self.path(name), f"there is no field {shown(name)} here; {told}")
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that this one is probably meant to be."""
+    plain = {_plain(candidate): candidate for candidate in known}
+    matches = difflib.get_close_matches(_plain(name[:80]), plain, n=1, cutoff=_NEAR)
+    return plain[matches[0]] if matches else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _instead(name: str, known: Sequence[str]) -> str:
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else "taken are " + ", ".join(known)
