@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -93,14 +93,30 @@ class Remark(NamedTuple):
     cause: str = ""
 
 
+class Variant:
+    """What an `Allow` differs in from the usual one of its identity, in the form that its answers need.
+
+    ``emptied`` are the names of ``remove_headers`` that a gateway which only sets headers sets to nothing.
+    ``made`` is where those who spell answers keep what they made of this variant.
+    """
+
+    __slots__ = ("emptied", "made")
+
+    def __init__(self, emptied: tuple[str, ...]) -> None:
+        self.emptied = emptied
+        self.made: dict[object, Any] = {}
+
+
 class Allow(msgspec.Struct, frozen=True):
     """The request may pass. ``set_headers`` and ``remove_headers`` never share a name, in any
-    letter case: in Envoy removal wins over setting. ``remarks`` are recorded and change nothing."""
+    letter case: in Envoy removal wins over setting. ``remarks`` are recorded and change nothing.
+    Without ``variant`` the headers depend on the identity alone."""
 
     identity: Identity | None
     set_headers: tuple[tuple[str, str], ...] = ()
     remove_headers: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,8 @@ class Judge:
             method, made = OPEN, self._made_for_nobody
         else:
             method, made = identity.method, identity.made
+        if allow.variant is not None:
+            made = allow.variant.made
         reply = made.get(dialect)
         if reply is None:
             reply = made[dialect] = allowed(allow, dialect.style, dialect.name)
@@ -193,14 +195,23 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
     if allow.remove_headers and style is PASSES_ANSWERS_ON:
         # Always: with several dialects chosen, Envoy may be the one that asks on any path.
         headers += (_removal(allow.remove_headers),)
-        if dialect != "envoy" and allow.identity is None:
-            headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, allow.remove_headers)))
+        if dialect != "envoy":
+            headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, _emptied(allow))))
     return Reply(style.allow_status, headers)
 
 
-@lru_cache(maxsize=16)
+def _emptied(allow: Allow) -> tuple[str, ...]:
+    """What is to reach the application as nothing. Where identity headers are set, their other spellings are
+    left to gateways that remove."""
+    if allow.variant is not None:
+        return allow.variant.emptied
+    return allow.remove_headers if allow.identity is None else ()
+
+
+@lru_cache(maxsize=256)
 def _removal(names: tuple[str, ...]) -> tuple[str, str]:
-    """One header for everybody: the names come from the settings, and thousands of replies are kept."""
+    """One header for everybody: the names come from the settings and policies, and thousands of replies
+    are kept."""
     return REMOVE, ",".join(names)
 
 

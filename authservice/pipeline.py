@@ -24,7 +24,8 @@ class Pipeline:
     """The rules of one service, in their order.
 
     ``ready`` raises `errors.NotReady` while nobody could log in. ``redirects`` says for a check
-    whether an unauthenticated client is sent to the login rather than told to authenticate.
+    whether an unauthenticated client is sent to the login rather than told to authenticate. ``outputs``
+    completes each allow by what policies tell the application besides.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class Pipeline:
         ready: Callable[[Reach], object],
         redirects: Callable[[CheckRequest], bool],
         return_addresses: ReturnAddresses,
+        outputs: Callable[[CheckRequest, Allow], Allow] | None = None,
     ) -> None:
         self._open_paths = open_paths
         self._preflights_pass = preflights_pass
@@ -47,6 +49,7 @@ class Pipeline:
         self._ready = ready
         self._redirects = redirects
         self._return_addresses = return_addresses
+        self._outputs = outputs
         self._nobody = Allow(None, *headers.render(None))
 
     def decide(self, check: CheckRequest, reach: Reach) -> Decision:
@@ -56,7 +59,7 @@ class Pipeline:
         failure of the closed family becomes a `Deny`, here and nowhere else.
         """
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
-            return self._nobody
+            return self._nobody if self._outputs is None else self._outputs(check, self._nobody)
         try:
             identity = self.authenticate(check, reach)
             if identity is None:
@@ -84,15 +87,16 @@ class Pipeline:
             refusal = authorizer.authorize(check, identity, reach)
             if refusal is not None:
                 return Deny(403, refusal.reason, refusal.public, identity=identity, detail=refusal.detail)
-        return self._allow(identity)
+        return self._allow(check, identity)
 
-    def _allow(self, identity: Identity) -> Allow:
+    def _allow(self, check: CheckRequest, identity: Identity) -> Allow:
         """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
         identity: such rings are not freed at once.)"""
         rendered = identity.made.get(self)
         if rendered is None:
             rendered = identity.made[self] = self._headers.render(identity)
-        return Allow(identity, rendered[0], rendered[1])
+        allow = Allow(identity, rendered[0], rendered[1])
+        return allow if self._outputs is None else self._outputs(check, allow)
 
     def _login(self, check: CheckRequest) -> Login:
         return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)
