@@ -1,19 +1,22 @@
-"""Path templates: what ``{*}`` and ``{**}`` in a policy's path stand for (M27 to M30).
+"""How policies spell paths: in the letters of canonical paths, and with ``{*}`` and ``{**}`` (M27 to M30).
 
-The grammar is what every Envoy release that knows templates takes in one and the same way; anything
-else is refused in words, since Envoy would not start on it or would take it for a literal.
+The grammar of templates is what every Envoy release that knows them takes in one and the same way;
+anything else is refused in words, since Envoy would not start on it or would take it for a literal.
 """
 
 from __future__ import annotations
 
 import re
 
+from authservice.urls import canonical_path
+
 ONE, ANY = "{*}", "{**}"
 
 _OPERATOR = re.compile(r"\{\*\*?\}")
 _CHARACTERS = "A-Za-z0-9._~!$&'()*+,;=:@%-"  # pchar of RFC 3986 §3.3, and the percent sign by itself
 _LITERAL = re.compile(f"[{_CHARACTERS}]*")
-_PATTERNS = {ONE: f"[{_CHARACTERS}]+", ANY: f"[{_CHARACTERS}/]*"}
+_PATTERNS = {ONE: f"[{_CHARACTERS}]+", ANY: f"[/{_CHARACTERS}]*"}
+_ESCAPE_OR_CHARACTER = re.compile(r"%[0-9A-Fa-f]{2}|[^%]", re.DOTALL)
 
 
 def is_template(text: str) -> bool:
@@ -40,8 +43,26 @@ def template(text: str) -> re.Pattern[str]:
             raise ValueError("nothing but literal text can follow {**} in a path template")
         _check_literal(rest)
         seen_any = seen_any or operator == ANY
-        pattern += "/" + _PATTERNS.get(operator, "") + re.escape(rest)
+        pattern += "/" + _PATTERNS.get(operator, "") + re.escape(canonical_text(rest))
     return re.compile(pattern)
+
+
+def canonical_text(text: str) -> str:
+    """Part of a path with each character as canonical paths spell it: ``%7e`` is ``~`` there, ``|`` is
+    ``%7C``. Written otherwise, a path that is to be denied would never be met. What no canonical path
+    holds (``%2F``) stays as it is, and so never matches."""
+    if canonical_path(text) == text:
+        return text
+    return _ESCAPE_OR_CHARACTER.sub(lambda found: _canonical_character(found.group()), text)
+
+
+def _canonical_character(text: str) -> str:
+    if not text.isascii():
+        return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
+    path = canonical_path(f"/x{text}x")
+    if path is None:
+        return text.upper() if text.startswith("%") else text
+    return path[2:-1]
 
 
 def _operator_of(segment: str) -> str:
