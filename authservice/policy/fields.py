@@ -1,4 +1,4 @@
-"""The fields of one file that is being read: each value taken by name and type, each problem kept with its place.
+"""The fields of one file being read: each value taken by name and type, each problem kept with its place.
 
 `policy.read` and its siblings, and `policy.workloads`, walk a file as `Spot` values. Nothing is raised on
 the way, so that one reading finds every problem; whoever began it asks `Problems` at the end.
@@ -15,10 +15,14 @@ from typing import TypeVar
 from authservice.policy.resources import Place
 from authservice.policy.yaml_lines import Kind, Node, shown
 
+__all__ = ["Problems", "Spot", "header_name", "namespace_name", "nearest", "shown"]
+
 Value = TypeVar("Value")
 
 _SIMPLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_NAMESPACE = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _NEAR = 0.7
 
 
@@ -58,7 +62,7 @@ class Spot:
         """Whether this is of a kind; says so where it is not."""
         if self.node.kind is kind:
             return True
-        quotes = kind is Kind.TEXT and self.node.kind in (Kind.NUMBER, Kind.BOOLEAN)
+        quotes = kind is Kind.TEXT and bool(self.node.text)
         written = f" ({shown(self.node.text)})" if quotes else ""
         remedy = "; put it in quotes" if quotes else ""
         self.refuse(f"{kind.value} is taken here, and this is {self.node.kind.value}{written}{remedy}")
@@ -86,16 +90,6 @@ class Spot:
         spot = self.member(name)
         return spot.node.text if spot is not None and spot.is_a(Kind.TEXT) else ""
 
-    def required_text(self, name: str) -> str:
-        """A member that has to be there, and not empty."""
-        spot = self.member(name)
-        if spot is None:
-            self.refuse(f"{name} is missing")
-            return ""
-        if spot.is_a(Kind.TEXT) and not spot.node.text:
-            spot.refuse("this is empty")
-        return spot.node.text
-
     def mapping(self, name: str) -> Spot | None:
         """A member that is a mapping; ``None`` without it."""
         spot = self.member(name)
@@ -115,6 +109,21 @@ class Spot:
         spot = self.member(name)
         parsed = [entry.parsed(parse) for entry in spot.items()] if spot is not None else []
         return tuple(value for value in parsed if value is not None)
+
+    def value(self, name: str, parse: Callable[[str], Value]) -> Value | None:
+        """A member that is text, parsed; ``None`` without it, or where it cannot be."""
+        spot = self.member(name)
+        return spot.parsed(parse) if spot is not None else None
+
+    def required_value(self, name: str, parse: Callable[[str], Value]) -> Value | None:
+        """The same of a member that has to be there."""
+        if self.member(name) is None:
+            self.refuse(f"{name} is missing")
+        return self.value(name, parse)
+
+    def at(self, name: str) -> Spot:
+        """Where a problem of a member is told: there, or here when it is missing."""
+        return self.member(name) or self
 
     def parsed(self, parse: Callable[[str], Value]) -> Value | None:
         """This text, parsed; ``None``, and a problem, where it cannot be."""
@@ -140,11 +149,26 @@ class Spot:
 
     def refuse_others(self, known: Sequence[str], hints: Mapping[str, str] | None = None) -> None:
         """A problem for each member that is not known: with a hint of its own, or the name that was
-        probably meant, or all that are taken."""
+        probably meant, or all names that are taken."""
         for name, member in self.node.members.items():
             if name not in known:
-                told = (hints or {}).get(name) or _instead(name, known)
-                self.problems.add(member.line, self.path(name), f"there is no field {shown(name)} here; {told}")
+                hint = (hints or {}).get(name) or _instead(name, known)
+                sentence = f"there is no field {shown(name)} here; {hint}"
+                self.problems.add(member.line, self.path(name), sentence)
+
+
+def namespace_name(text: str) -> str:
+    """A namespace, as it is. Raises `ValueError` for what cannot be one (RFC 1123)."""
+    if not _NAMESPACE.fullmatch(text):
+        raise ValueError(f"{shown(text)} is no namespace: at most 63 lower-case letters, digits and -")
+    return text
+
+
+def header_name(text: str) -> str:
+    """A header's name, as it is. Raises `ValueError` for what cannot be one (RFC 9110 §5.1)."""
+    if not _HEADER_NAME.fullmatch(text):
+        raise ValueError(f"{shown(text)} cannot be a header's name")
+    return text
 
 
 def nearest(name: str, known: Sequence[str]) -> str | None:

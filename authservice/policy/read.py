@@ -1,21 +1,21 @@
 """Policies from YAML: files, or a text, become resources, or every problem of all of them at once.
 
 Owns which files of a folder count and what every resource has: ``apiVersion``, ``kind``, ``metadata`` and the
-selection. What stands in ``spec`` is read by `read_authorization` and `read_request`. What is accepted is what
-Istio accepts, as people write it or ``kubectl get -o yaml`` prints it, less what a check service cannot do.
+selection. What stands in ``spec`` is read by `read_authorization` and `read_request`. Taken is what Istio
+takes, as people write it or ``kubectl get -o yaml`` prints it, less what a check service cannot do.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from authservice.policy.fields import Problems, Spot, shown
+from authservice.policy.fields import Problems, Spot, namespace_name, shown
 from authservice.policy.read_authorization import AUTHORIZATION_FIELDS, authorization
 from authservice.policy.read_request import REQUEST_FIELDS, request_authentication
 from authservice.policy.resources import Place, PolicyErrors, Resource, Selection
-from authservice.policy.yaml_lines import MAX_CHARACTERS, Kind, documents
+from authservice.policy.yaml_lines import Kind, Node, Unreadable, content, documents
 
 GROUP = "security.istio.io"
 VERSIONS = (f"{GROUP}/v1", f"{GROUP}/v1beta1")
@@ -43,7 +43,6 @@ _METADATA_FIELDS = (
 _TARGET_FIELDS = ("group", "kind", "name", "namespace")
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
 _FALSE = frozenset({"0", "f", "F", "FALSE", "false", "False"})
-_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 
 
@@ -59,7 +58,8 @@ def files_of(path: Path) -> list[Path]:
     try:
         found = sorted(entry for entry in path.iterdir() if _counts(entry))
     except OSError as error:
-        raise PolicyErrors([(Place(str(path), 1), f"this folder cannot be listed ({error.strerror})")]) from None
+        sentence = f"this folder cannot be listed ({error.strerror})"
+        raise PolicyErrors([(Place(str(path), 1), sentence)]) from None
     if not found:
         raise PolicyErrors([(Place(str(path), 1), "this folder has no file *.yaml, *.yml or *.json")])
     return found
@@ -71,7 +71,8 @@ def _counts(entry: Path) -> bool:
 
 def read(paths: Sequence[Path]) -> list[Resource]:
     """The resources of all files, in order; of a folder all that `files_of` finds. Raises `PolicyErrors`
-    with every problem of every file."""
+    with every problem of every file. One without any policy is a problem: it may be half written, and
+    what it said before must not be forgotten."""
     resources: list[Resource] = []
     problems: list[tuple[Place, str]] = []
     for path in paths:
@@ -82,30 +83,19 @@ def read(paths: Sequence[Path]) -> list[Resource]:
             continue
         for file in files:
             try:
-                resources += read_text(_content(file), str(file))
+                found = read_text(content(file), str(file))
             except PolicyErrors as errors:
                 problems += errors.problems
+            except Unreadable as unreadable:
+                fault = unreadable.fault
+                problems.append((Place(str(file), fault.line), fault.sentence))
+            else:
+                resources += found
+                if not found:
+                    problems.append((Place(str(file), 1), "there is no policy in this file"))
     if problems:
         raise PolicyErrors(problems)
     return resources
-
-
-def _content(file: Path) -> str:
-    """A file's text. Raises `PolicyErrors` for what is no regular file, too large, or not UTF-8."""
-    try:
-        if file.exists() and not file.is_file():
-            raise PolicyErrors([(Place(str(file), 1), "this is no regular file")])
-        with file.open("rb") as stream:
-            data = stream.read(MAX_CHARACTERS + 1)
-    except OSError as error:
-        raise PolicyErrors([(Place(str(file), 1), f"this file cannot be read ({error.strerror})")]) from None
-    except ValueError:
-        raise PolicyErrors([(Place(str(file), 1), "this file cannot be read (no possible name)")]) from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise PolicyErrors([(Place(str(file), line), "this is not UTF-8")]) from None
 
 
 def read_text(text: str, file: str) -> list[Resource]:
@@ -114,10 +104,10 @@ def read_text(text: str, file: str) -> list[Resource]:
     problems = Problems(file)
     for fault in faults:
         problems.add(fault.line, "", fault.sentence)
-    read_ = [resource for tree in trees for resource in _resources(Spot(tree, "", problems))]
+    found = [resource for tree in trees for resource in _resources(Spot(tree, "", problems))]
     if problems.found:
-        raise PolicyErrors(sorted(problems.found, key=lambda found: found[0].line))
-    return [resource for resource in read_ if resource is not None]
+        raise PolicyErrors(sorted(problems.found, key=lambda problem: problem[0].line))
+    return [resource for resource in found if resource is not None]
 
 
 def _resources(document: Spot) -> list[Resource | None]:
@@ -143,7 +133,7 @@ def _resource(document: Spot) -> Resource | None:
     document.refuse_others(_RESOURCE_FIELDS, {field: "it belongs into spec" for field in known})
     spec = document.mapping("spec")
     if spec is None:
-        spec = Spot(type(document.node)(Kind.MAPPING, document.node.line), "spec", document.problems)
+        spec = Spot(Node(Kind.MAPPING, document.node.line), "spec", document.problems)
     spec.refuse_others(known)
     selection = _selection(spec, namespace)
     if kind == AUTHORIZATION:
@@ -153,17 +143,17 @@ def _resource(document: Spot) -> Resource | None:
 
 def _kind(document: Spot) -> str:
     """The resource's kind; empty, and a problem, when it is none of ours."""
-    before = len(document.problems.found)
-    version, kind = document.required_text("apiVersion"), document.required_text("kind")
-    if len(document.problems.found) > before:
-        return ""
-    if version not in VERSIONS:
-        member = document.member("apiVersion") or document
-        member.refuse(f"{shown(version)} is not taken here; taken are {' and '.join(VERSIONS)}")
-    if kind not in KINDS:
-        member = document.member("kind") or document
-        member.refuse(f"{shown(kind)} is not taken here; taken are {' and '.join(KINDS)}")
-    return kind if len(document.problems.found) == before else ""
+    document.required_value("apiVersion", _one_of(VERSIONS))
+    return document.required_value("kind", _one_of(KINDS)) or ""
+
+
+def _one_of(taken: Sequence[str]) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in taken:
+            raise ValueError(f"{shown(text)} is not taken here; taken are {', '.join(taken)}")
+        return text
+
+    return check
 
 
 def _metadata(document: Spot, kind: str) -> tuple[str, str, bool]:
@@ -174,29 +164,23 @@ def _metadata(document: Spot, kind: str) -> tuple[str, str, bool]:
             document.refuse("metadata is missing, and with it the name")
         return "", DEFAULT_NAMESPACE, False
     metadata.refuse_others(_METADATA_FIELDS)
-    name = metadata.required_text("name")
-    if name and not _NAME.fullmatch(name):
-        _at(metadata, "name").refuse(
-            "a name is at most 253 lower-case letters, digits, - and ., and begins and ends with a letter or digit"
-        )
-    namespace = metadata.text("namespace") or DEFAULT_NAMESPACE
-    if not _LABEL.fullmatch(namespace):
-        _at(metadata, "namespace").refuse(
-            "a namespace is at most 63 lower-case letters, digits and -, and begins and ends with a letter or digit"
-        )
+    name = metadata.required_value("name", _name) or ""
+    namespace = metadata.value("namespace", namespace_name) or DEFAULT_NAMESPACE
     return name, namespace, _dry_run(metadata, kind)
 
 
-def _at(spot: Spot, name: str) -> Spot:
-    return spot.member(name) or spot
+def _name(text: str) -> str:
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{shown(text)} is no name: at most 253 lower-case letters, digits, - and .")
+    return text
 
 
 def _dry_run(metadata: Spot, kind: str) -> bool:
-    """The annotation (M10). Istio ignores what is no boolean, so that a policy meant as a trial is enforced."""
+    """The annotation (M10). Istio ignores what is no boolean, and enforces what was meant as a trial."""
     labels, annotations = metadata.mapping("labels"), metadata.mapping("annotations")
     for mapping in (labels, annotations):
-        for _, spot in mapping.members() if mapping is not None else ():
-            spot.is_a(Kind.TEXT)
+        for _, value in mapping.members() if mapping is not None else ():
+            value.is_a(Kind.TEXT)
     spot = annotations.member(DRY_RUN) if annotations is not None else None
     if spot is None or spot.node.kind is not Kind.TEXT:
         return False
@@ -215,8 +199,7 @@ def _selection(spec: Spot, namespace: str) -> Selection:
     if sum(map(bool, (selector is not None, targets, several))) > 1:
         spec.refuse("only one of selector, targetRef and targetRefs can be there")
     labels = _labels(selector) if selector is not None else ()
-    found = (_target(target, namespace) for target in targets + several)
-    return Selection(labels, tuple(target for target in found if target))
+    return Selection(labels, tuple(_target(target, namespace) for target in targets + several))
 
 
 def _labels(selector: Spot) -> tuple[tuple[str, str], ...]:
@@ -234,14 +217,13 @@ def _labels(selector: Spot) -> tuple[tuple[str, str], ...]:
 
 
 def _target(target: Spot, namespace: str) -> str:
-    """A target as ``kind/name``; empty, and a problem, for what cannot be one."""
+    """A target as ``kind/name``."""
     target.refuse_others(_TARGET_FIELDS)
-    kind, name = target.required_text("kind"), target.required_text("name")
-    group, elsewhere = target.text("group"), target.text("namespace")
-    if kind and kind not in TARGETS:
-        _at(target, "kind").refuse(f"{shown(kind)} is not taken here; taken are {', '.join(TARGETS)}")
-    elif kind and (group if group != "core" else "") != TARGETS[kind]:
-        _at(target, "group").refuse(f"the group of a {kind} is {shown(TARGETS[kind])}")
-    if elsewhere and elsewhere != namespace:
-        _at(target, "namespace").refuse("a target is in the policy's own namespace")
+    kind = target.required_value("kind", _one_of(tuple(TARGETS)))
+    name = target.required_value("name", _name)
+    group = target.text("group")
+    if kind and group != TARGETS[kind] and (kind, group) != ("Service", "core"):
+        target.at("group").refuse(f"the group of a {kind} is {shown(TARGETS[kind])}")
+    if target.text("namespace") not in ("", namespace):
+        target.at("namespace").refuse("a target is in the policy's own namespace")
     return f"{kind}/{name}"

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from ipaddress import ip_network
 
-from authservice.policy.fields import Spot, shown
+from authservice.policy.fields import Spot, header_name, shown
 from authservice.policy.resources import (
     Action,
     AuthorizationPolicy,
@@ -39,13 +39,12 @@ _SOURCE_FIELDS = _with_not(
 _OPERATION_FIELDS = _with_not("hosts", "ports", "methods", "paths")
 
 CUSTOM_REFUSED = (
-    "CUSTOM asks another service, and this service is the custom authorizer: write what it is to decide as ALLOW "
-    "and DENY policies, or have EXTERNAL_AUTHZ_URL asked"
+    "CUSTOM asks another service, and this service is the custom authorizer: write what it is to decide as "
+    "ALLOW and DENY policies, or have EXTERNAL_AUTHZ_URL asked"
 )
 
 _ADDRESS = re.compile(r"[0-9A-Fa-f.:]+(?:/[0-9]{1,3})?")
 _PORT = re.compile(r"[0-9]{1,5}")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ACCOUNT = re.compile(r"[^/]+(?:/[^/]+)?")
 
 _PLAIN_KEYS = (
@@ -75,7 +74,7 @@ def authorization(
     listed = spec.member("rules")
     entries = listed.items() if listed is not None else []
     if action is Action.DENY and not entries and (listed is None or listed.node.kind is Kind.LIST):
-        (listed or spec).refuse("a DENY policy without rules denies nothing; rules: [{}] denies every request")
+        (listed or spec).refuse("a DENY policy without rules denies nothing; rules: [{}] denies everything")
     rules = tuple(_rule(entry) for entry in entries)
     return AuthorizationPolicy(name, namespace, action or Action.ALLOW, rules, selection, dry_run, place)
 
@@ -124,7 +123,7 @@ def _misplaced() -> dict[str, str]:
 
 
 def _inner(rule: Spot, side: str, name: str, known: tuple[str, ...]) -> list[Spot]:
-    """The sources of ``from``, or the operations of ``to``: each there, and with a field that says something."""
+    """The sources of ``from``, or the operations of ``to``: each with a field that says something."""
     listed = rule.member(side)
     if listed is None:
         return []
@@ -189,13 +188,8 @@ def _condition(entry: Spot) -> Condition:
     if not entry.is_a(Kind.MAPPING):
         return Condition("")
     entry.refuse_others(_CONDITION_FIELDS)
-    key = entry.required_text("key")
+    key = entry.required_value("key", _known_key) or ""
     check = _check_of(key)
-    if key:
-        try:
-            _known_key(key)
-        except ValueError as error:
-            (entry.member("key") or entry).refuse(str(error))
     if not _says_something(entry, "values") and not _says_something(entry, "notValues"):
         entry.refuse("values or notValues has to be there, with at least one value")
     return Condition(key, entry.values("values", check), entry.values("notValues", check))
@@ -203,10 +197,7 @@ def _condition(entry: Spot) -> Condition:
 
 def _check_of(key: str) -> Callable[[str], str]:
     """What a value of this key has to be; gives it back as written."""
-    readers: dict[str, Callable[[str], object]] = {
-        "source.ip": network, "remote.ip": network, "destination.port": port, "source.serviceAccount": _account,
-    }  # fmt: skip
-    reader = readers.get(key)
+    reader = _READERS.get(key)
 
     def check(text: str) -> str:
         if reader is not None:
@@ -216,33 +207,34 @@ def _check_of(key: str) -> Callable[[str], str]:
     return check
 
 
-def _known_key(key: str) -> None:
-    """Raises ValueError for a key that is unknown, malformed, retired, or beyond a check service (M18, M47)."""
+def _known_key(key: str) -> str:
+    """The key, as it is. Raises `ValueError` for one that is unknown, malformed, retired, or beyond what a
+    check service sees (M18, M47)."""
     base, bracket, rest = key.partition("[")
     if key in _UNSEEN_KEYS or key.startswith(_FILTERS):
-        reason = _UNSEEN_KEYS.get(key, "Envoy's filters leave their notes in Envoy, where a check service cannot look")
+        reason = _UNSEEN_KEYS.get(key, "what Envoy's filters know does not reach a check service")
         raise ValueError(f"{shown(key)} is not taken here: {reason}")
     if base in _RETIRED_KEYS:
         raise ValueError(f"{shown(key)} is retired; {_RETIRED_KEYS[base]}")
     if base in _NAMED_KEYS:
-        _named_key(key, base, bracket, rest)
+        _check_name(base, rest[:-1] if bracket and rest.endswith("]") else "")
     elif key not in _PLAIN_KEYS:
         raise ValueError(f"there is no key {shown(key)}; taken are {_TAKEN_KEYS}")
+    return key
 
 
-def _named_key(key: str, base: str, bracket: str, rest: str) -> None:
-    name = rest[:-1] if bracket and rest.endswith("]") else ""
+def _check_name(base: str, name: str) -> None:
     if not name:
         raise ValueError(f"{base} needs a name in brackets: {base}[name]")
     if base == "request.headers" and name.startswith(":"):
-        raise ValueError(f"{shown(name)} is no header of the request; use the operation's hosts, methods and paths")
-    if base == "request.headers" and not _HEADER_NAME.fullmatch(name):
-        raise ValueError(f"{shown(name)} cannot be a header's name")
+        raise ValueError(f"{shown(name)} is no header here; use an operation's hosts, methods and paths")
+    if base == "request.headers":
+        header_name(name)
 
 
 def network(text: str) -> Network:
     """An address, or a block of addresses; bits behind the prefix do not matter (M31)."""
-    sentence = f"{shown(text)} is no IP address and no CIDR block, such as 192.0.2.7, 10.0.0.0/8 or 2001:db8::/32"
+    sentence = f"{shown(text)} is neither an address nor a block of them, such as 10.0.0.0/8 or 2001:db8::/32"
     if not _ADDRESS.fullmatch(text):
         raise ValueError(sentence)
     try:
@@ -266,5 +258,13 @@ def _path(text: str) -> str:
 
 def _account(text: str) -> str:
     if "*" in text or not _ACCOUNT.fullmatch(text):
-        raise ValueError(f"{shown(text)} is no service account; one is written account or namespace/account, without *")
+        raise ValueError(f"{shown(text)} is no service account: account or namespace/account, without *")
     return text
+
+
+_READERS: dict[str, Callable[[str], object]] = {
+    "source.ip": network,
+    "remote.ip": network,
+    "destination.port": port,
+    "source.serviceAccount": _account,
+}

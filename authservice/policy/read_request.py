@@ -12,10 +12,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from authservice.oidc.keys import SIGNING_ALGORITHMS, read_key_set
-from authservice.policy.fields import Spot, shown
+from authservice.policy.fields import Spot, header_name, shown
 from authservice.policy.resources import JwtRule, Place, RequestAuthentication, Selection
 from authservice.policy.yaml_lines import Kind
-from authservice.strictjson import BadJson, read_object
+from authservice.strictjson import read_object
 
 REQUEST_FIELDS = ("selector", "targetRef", "targetRefs", "jwtRules")
 DEFAULT_TIMEOUT = timedelta(seconds=5)
@@ -24,9 +24,9 @@ MAX_TIMEOUT = timedelta(hours=1)
 
 _JWT_FIELDS = (
     "issuer", "audiences", "jwksUri", "jwks_uri", "jwks", "fromHeaders", "fromParams", "fromCookies",
-    "outputPayloadToHeader", "outputClaimToHeaders", "forwardOriginalToken", "spaceDelimitedClaims", "timeout",
+    "outputPayloadToHeader", "outputClaimToHeaders", "forwardOriginalToken", "spaceDelimitedClaims",
+    "timeout",
 )  # fmt: skip
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _PARTS = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{0,9})?(?:h|m|s|ms))+")
 _PART = re.compile(r"([0-9.]+)(h|ms|m|s)")
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
@@ -43,26 +43,25 @@ def request_authentication(
 def _jwt_rule(rule: Spot) -> JwtRule:
     rule.refuse_others(_JWT_FIELDS)
     issuer, address = rule.text("issuer"), _address(rule)
-    jwks = rule.member("jwks")
     if not issuer and not address:
         rule.refuse("issuer or jwksUri has to be there")
-    elif not address and jwks is None and not _is_web(issuer):
-        (rule.member("issuer") or rule).refuse(
-            f"the keys of {shown(issuer)} cannot be found: it is no http or https URL, and neither jwksUri nor jwks is there"
+    elif not address and rule.member("jwks") is None and not _is_web(issuer):
+        rule.at("issuer").refuse(
+            f"{shown(issuer)} is no http or https URL at which keys could be found; add jwksUri or jwks"
         )
     return JwtRule(
         issuer=issuer,
         audiences=rule.texts("audiences"),
         jwks_uri=address,
-        jwks=jwks.parsed(_key_set) if jwks is not None else None,
+        jwks=rule.value("jwks", _key_set),
         from_headers=tuple(_from_header(entry) for entry in rule.mappings("fromHeaders")),
         from_params=rule.texts("fromParams"),
         from_cookies=rule.texts("fromCookies"),
-        output_payload_header=_parsed(rule, "outputPayloadToHeader"),
+        output_payload_header=rule.value("outputPayloadToHeader", header_name) or "",
         output_claims=tuple(_output_claim(entry) for entry in rule.mappings("outputClaimToHeaders")),
         forward_original_token=rule.boolean("forwardOriginalToken"),
         space_delimited_claims=rule.texts("spaceDelimitedClaims"),
-        timeout=_timeout(rule),
+        timeout=rule.value("timeout", _duration) or DEFAULT_TIMEOUT,
         place=rule.place,
     )
 
@@ -81,7 +80,7 @@ def _address(rule: Spot) -> str:
 def _is_web(address: str) -> bool:
     try:
         parts = urlsplit(address)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 
@@ -90,41 +89,23 @@ def _key_set(text: str) -> Mapping[str, Any]:
     try:
         document = read_object(text.encode())
         usable = len(read_key_set(document))
-    except BadJson as error:
-        raise ValueError(f"this is no key set: {error}") from None
     except ValueError as error:
         raise ValueError(f"this is no key set: {error}") from None
     if not usable:
-        raise ValueError(f"no key of this set can be used; usable are public keys for {', '.join(SIGNING_ALGORITHMS)}")
+        algorithms = ", ".join(SIGNING_ALGORITHMS)
+        raise ValueError(f"no key of this set can be used; what can are public keys for {algorithms}")
     return document
 
 
 def _from_header(entry: Spot) -> tuple[str, str]:
     entry.refuse_others(("name", "prefix"))
-    name = entry.required_text("name")
-    if name and not _HEADER_NAME.fullmatch(name):
-        (entry.member("name") or entry).refuse(f"{shown(name)} cannot be a header's name")
+    name = entry.required_value("name", header_name) or ""
     return name.lower(), entry.text("prefix")
 
 
 def _output_claim(entry: Spot) -> tuple[str, str]:
     entry.refuse_others(("header", "claim"))
-    header = entry.required_text("header")
-    if header and not _HEADER_NAME.fullmatch(header):
-        (entry.member("header") or entry).refuse(f"{shown(header)} cannot be a header's name")
-    return header, entry.required_text("claim")
-
-
-def _parsed(rule: Spot, name: str) -> str:
-    header = rule.text(name)
-    if header and not _HEADER_NAME.fullmatch(header):
-        (rule.member(name) or rule).refuse(f"{shown(header)} cannot be a header's name")
-    return header
-
-
-def _timeout(rule: Spot) -> timedelta:
-    spot = rule.member("timeout")
-    return (spot.parsed(_duration) if spot is not None else None) or DEFAULT_TIMEOUT
+    return entry.required_value("header", header_name) or "", entry.required_value("claim", str) or ""
 
 
 def _duration(text: str) -> timedelta:

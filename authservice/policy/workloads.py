@@ -1,4 +1,4 @@
-"""What each host stands for (``POLICY_WORKLOADS``): a namespace, labels and targets, by which policies select it.
+"""What each host stands for (``POLICY_WORKLOADS``): namespace, labels, targets, by which policies select it.
 
 In a mesh the proxy knows its own workload; here the map says it, by host and path prefix. Owns the map's
 text and which of its entries counts for a request. Called by `settings` (`parse`) and `policy.compile`.
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from authservice.policy.fields import Problems, Spot, shown
-from authservice.policy.yaml_lines import MAX_CHARACTERS, Kind, documents
+from authservice.policy.fields import Problems, Spot, namespace_name, shown
+from authservice.policy.yaml_lines import Kind, Unreadable, content, documents
 from authservice.urls import Authority, canonical_prefix, parse_authority
 
 DEFAULT_NAMESPACE = "default"
 EVERY_HOST = "*"
 _FIELDS = ("namespace", "labels", "targets")
 _TARGET = re.compile(r"(?:Gateway|HTTPRoute|Service|ServiceEntry)/[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
-_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_WILD = re.compile(r"[^*]|\*(?:\.[^.:]|:|\Z)")
 _INLINE = re.compile(r"\s*\{|.*(?:\n|:\s|:\Z)", re.DOTALL)
 
 
@@ -46,12 +46,14 @@ class _Key:
 
 
 class Workloads:
-    """Which workload a request is for. Made by `parse` or `single`; never changes."""
+    """Which workload a request is for. Made by `parse` or `single`; never changes.
+
+    ``named`` says whether hosts are told apart at all. Where they are not there is one workload, without
+    namespace and labels, and only policies without selector and target can be resolved.
+    """
 
     def __init__(self, entries: Iterable[tuple[_Key, Workload]], *, named: bool = True) -> None:
         self.named = named
-        """Whether hosts are told apart at all; otherwise there is one workload without labels, and only
-        policies without selector and target can be resolved."""
         found = list(entries)
         self.all: tuple[Workload, ...] = tuple(workload for _, workload in found)
         self._groups: dict[tuple[str, bool, int | None], _Paths] = {}
@@ -65,8 +67,8 @@ class Workloads:
         return cls([(_Key("", True, None, ""), Workload(EVERY_HOST, ""))], named=False)
 
     def find(self, host: str, path: str | None) -> Workload | None:
-        """The workload of a ``Host`` as sent and a canonical path (``None``: in doubt), or ``None`` when it is
-        not named or cannot be told. The most specific host that has a fitting entry counts, and of its
+        """The workload of a ``Host`` as sent and a canonical path (``None``: in doubt), or ``None`` when it
+        is not named or cannot be told. The most specific host that has a fitting entry counts, and of its
         entries the one with the longest prefix; a port in a key is more specific than none."""
         if not self.named:
             return self.all[0]
@@ -112,12 +114,14 @@ class _Paths:
     def add(self, prefix: str, workload: Workload) -> None:
         if not prefix:
             self._rest = workload
-        elif prefix.endswith("/"):
+            return
+        if prefix.endswith("/"):
             self._below[prefix] = workload
         else:
             self._whole[prefix] = workload
-            self._below.setdefault(prefix + "/", workload)
-        self._depth = max(self._depth, prefix.count("/") + (not prefix.endswith("/"))) if prefix else self._depth
+            prefix += "/"
+            self._below.setdefault(prefix, workload)
+        self._depth = max(self._depth, prefix.count("/"))
 
     def find(self, path: str | None) -> Workload | None:
         if path is None or not self._depth:
@@ -138,12 +142,12 @@ def parse(text: str) -> Workloads:
     text. Raises `ValueError` with every problem, one a line."""
     if not text.strip():
         return Workloads.single()
-    if _INLINE.match(text):
-        content, source = text, ""
-    else:
-        content, source = _content(text.strip()), text.strip()
-    trees, faults = documents(content)
-    problems = Problems(source)
+    inline = _INLINE.match(text)
+    problems = Problems("" if inline else text.strip())
+    try:
+        trees, faults = documents(text if inline else content(Path(text.strip())))
+    except Unreadable as unreadable:
+        raise ValueError(f"neither a mapping of hosts nor a file that can be read: {unreadable}") from None
     for fault in faults:
         problems.add(fault.line, "", fault.sentence)
     entries: list[tuple[_Key, Workload]] = []
@@ -158,18 +162,15 @@ def parse(text: str) -> Workloads:
     return Workloads(entries)
 
 
+def file_of(text: str) -> Path | None:
+    """The file that a text names; ``None`` for one that is the map itself, or empty."""
+    return None if not text.strip() or _INLINE.match(text) else Path(text.strip())
+
+
 def _lines(problems: Problems) -> list[str]:
     """Each problem with its place: the file's when there is one, else only the line."""
     found = sorted(problems.found, key=lambda problem: problem[0].line)
     return [f"{place if place.file else f'line {str(place)[1:]}'}: {sentence}" for place, sentence in found]
-
-
-def _content(path: str) -> str:
-    try:
-        with Path(path).open("rb") as file:
-            return file.read(MAX_CHARACTERS + 1).decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError, ValueError):
-        raise ValueError("neither a mapping of hosts nor a file that can be read") from None
 
 
 def _entries(hosts: Spot) -> list[tuple[_Key, Workload]]:
@@ -197,28 +198,21 @@ def _key(text: str) -> _Key:
     prefix = canonical_prefix(slash + rest) if slash else ""
     wild = host.startswith("*")
     authority = parse_authority("x" + host[1:] if wild else host)
-    if authority is None or (wild and host[1:2] not in ("", ".", ":")):
-        raise ValueError("a host looks like app.example.com, *.example.com, * or host:8443, with or without a path prefix")
+    if authority is None or not _WILD.match(host):
+        raise ValueError("a host looks like app.example.com, *.example.com, * or host:8443, then a path")
     return _Key(authority.host[1:] if wild else authority.host, wild, authority.port, prefix)
 
 
 def _workload(name: str, spot: Spot) -> Workload:
     spot.refuse_others(_FIELDS)
-    namespace = spot.member("namespace")
     labels = spot.mapping("labels")
     pairs = list(labels.members()) if labels is not None else []
     return Workload(
         name=name,
-        namespace=(namespace.parsed(_namespace) if namespace is not None else None) or DEFAULT_NAMESPACE,
+        namespace=spot.value("namespace", namespace_name) or DEFAULT_NAMESPACE,
         labels={key: label.node.text for key, label in pairs if label.is_a(Kind.TEXT)},
         targets=spot.values("targets", _target),
     )
-
-
-def _namespace(text: str) -> str:
-    if not _NAMESPACE.fullmatch(text):
-        raise ValueError("a namespace is at most 63 lower-case letters, digits and -")
-    return text
 
 
 def _target(text: str) -> str:

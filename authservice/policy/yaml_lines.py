@@ -11,12 +11,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 
 import yaml
 from yaml.resolver import Resolver
 
-MAX_CHARACTERS = 32 << 20
-"""Of one file. What ``kubectl get -A -o yaml`` prints of ten thousand policies stays below it."""
+MAX_BYTES = 32 << 20
+"""Of one file; of a text so many characters. What ``kubectl get -A -o yaml`` prints of ten thousand
+policies stays below it."""
 MAX_NODES = 2_000_000
 """Of one file, each alias counted as all that it stands for."""
 MAX_DEPTH = 64
@@ -74,20 +76,41 @@ def shown(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut) + '"'
 
 
-class _Broken(Exception):
-    """Nothing more can be read of this document."""
+class Unreadable(ValueError):
+    """Nothing more can be read of this file, or of this document."""
 
     def __init__(self, line: int, sentence: str) -> None:
         super().__init__(sentence)
         self.fault = Fault(line, sentence)
 
 
+class _TooMuch(Unreadable):
+    """Nor of the documents after it."""
+
+
+def content(file: Path) -> str:
+    """A file's text. Raises `Unreadable` for what is no regular file, too large, or not UTF-8."""
+    try:
+        if file.exists() and not file.is_file():
+            raise Unreadable(1, "this is no regular file")
+        with file.open("rb") as stream:
+            data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise Unreadable(1, f"this file cannot be read ({error.strerror})") from None
+    if len(data) > MAX_BYTES:
+        raise Unreadable(1, f"this file has more than {MAX_BYTES} bytes")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unreadable(data.count(b"\n", 0, error.start) + 1, "this is not UTF-8") from None
+
+
 def documents(text: str) -> tuple[list[Node], list[Fault]]:
     """The documents of a text, empty ones left out, and every fault in the order of the lines. A
     document with a fault that leaves its shape clear (a key twice) is among the documents, too."""
     strange = _UNPRINTABLE.search(text)
-    if len(text) > MAX_CHARACTERS:
-        return [], [Fault(1, f"this file has more than {MAX_CHARACTERS} characters")]
+    if len(text) > MAX_BYTES:
+        return [], [Fault(1, f"this text has more than {MAX_BYTES} characters")]
     if strange:
         line = text.count("\n", 0, strange.start()) + 1
         return [], [Fault(line, f"the character U+{ord(strange.group()):04X} cannot stand in YAML")]
@@ -131,9 +154,9 @@ class _Reading:
                     node = self._document(events)
                     if node.kind is not Kind.NOTHING:
                         self.documents.append(node)
-        except _Broken as broken:
+        except Unreadable as broken:
             self.faults.append(broken.fault)
-            return broken.fault.line
+            return 0 if isinstance(broken, _TooMuch) else broken.fault.line
         except yaml.MarkedYAMLError as error:
             line = before + 1 + (error.problem_mark.line if error.problem_mark else 0)
             self.faults.append(Fault(line, f"this is not YAML: {_words(error.problem)}"))
@@ -152,7 +175,7 @@ class _Reading:
             line = self._before + event.start_mark.line + 1
             self._nodes += tree.take(event, line)
             if self._nodes > MAX_NODES:
-                raise _Broken(line, f"with its aliases this file has more than {MAX_NODES} values")
+                raise _TooMuch(line, f"with its aliases this file has more than {MAX_NODES} values")
         return tree.root
 
 
@@ -210,11 +233,12 @@ class _Tree:
             self.root = node
 
     def _begin(self, event: yaml.CollectionStartEvent, line: int) -> None:
-        kind, tag = (Kind.LIST, "seq") if isinstance(event, yaml.SequenceStartEvent) else (Kind.MAPPING, "map")
+        is_list = isinstance(event, yaml.SequenceStartEvent)
+        kind, tag = (Kind.LIST, "seq") if is_list else (Kind.MAPPING, "map")
         if event.tag not in (None, "!", _TAG + tag):
-            raise _Broken(line, f"the tag {_tag(event.tag)} is not taken; leave it out")
+            raise Unreadable(line, f"the tag {_tag(event.tag)} is not taken; leave it out")
         if len(self._open) >= MAX_DEPTH:
-            raise _Broken(line, f"this is nested deeper than {MAX_DEPTH} levels")
+            raise Unreadable(line, f"this is nested deeper than {MAX_DEPTH} levels")
         if event.anchor:
             self._anchors.pop(event.anchor, None)  # no alias to what is not complete
         self._open.append(_Open(kind, line, event.anchor, self._nodes))
@@ -232,7 +256,7 @@ class _Tree:
 
     def _alias(self, anchor: str, line: int) -> None:
         if anchor not in self._anchors:
-            raise _Broken(line, f"no anchor of the name {anchor[:40]} ends before this alias")
+            raise Unreadable(line, f"no anchor of the name {anchor[:40]} ends before this alias")
         node, size = self._anchors[anchor]
         self._nodes += size
         self._add(node)
@@ -243,7 +267,7 @@ class _Tree:
             tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, (event.implicit[0] and tag is None, True))
         kind = _KINDS.get(tag.removeprefix(_TAG)) if tag.startswith(_TAG) else None
         if kind is None:
-            raise _Broken(line, f"the tag {_tag(tag)} is not taken; leave it out")
+            raise Unreadable(line, f"the tag {_tag(tag)} is not taken; leave it out")
         node = Node(kind, line, event.value)
         if tag == _TAG + "merge":
             self._merges[id(node)] = node
@@ -259,8 +283,8 @@ class _Tree:
                 hint = "; put it in quotes" if key.kind in (Kind.NUMBER, Kind.BOOLEAN) else ""
                 self._faults.append(Fault(key.line, f"a key is text, and this is {key.kind.value}{hint}"))
             elif key.text in members:
-                first = members[key.text].line
-                self._faults.append(Fault(key.line, f"the key {shown(key.text)} stands in line {first} already"))
+                sentence = f"the key {shown(key.text)} stands in line {members[key.text].line} already"
+                self._faults.append(Fault(key.line, sentence))
             else:
                 members[key.text] = Member(key.line, node)
         for node in merged:
