@@ -30,9 +30,10 @@ from authservice.policy.selection import selects, unresolved
 from authservice.policy.verdicts import UNKNOWN_WORKLOAD, Lane, decide, lane
 from authservice.policy.workloads import Workloads
 
-MOST_LANES = 512
+MOST_LANES = 128
 """Of one workload: clients name hosts and methods as they like."""
-MOST_HOSTS = 4096
+MOST_ADDRESSES = 1024
+"""Hosts, or hosts and paths, of which the workload is known already."""
 _ORDER = (Action.DENY, Action.ALLOW, Action.AUDIT)
 
 K = TypeVar("K")
@@ -69,6 +70,11 @@ class Selected:
         )
         """Of all that select the workload, as one list (M65)."""
         self._policies = tuple(sorted(policies, key=lambda policy: (_ORDER.index(policy.action), policy.name)))
+        self.allowing = tuple(
+            policy.name for policy in self._policies if policy.action is Action.ALLOW and not policy.dry_run
+        )
+        """The ALLOW policies of which a rule has to match, once there is one."""
+        self._by_host = any(rule.looks_at_host for policy in self._policies for rule in policy.rules)
         self._all = lane(self._policies, lambda rule: rule.matches)
         self._lanes: _Memory[tuple[str, str], Lane] = _Memory(self._lane, MOST_LANES)
         self._split = {rule.issuer: self._split_names(rule.issuer) for rule in self.jwt_rules}
@@ -76,7 +82,7 @@ class Selected:
 
     def judge(self, question: Question) -> Verdict:
         """What the policies say of a request."""
-        return decide(self._lanes[question.host, question.method], question)
+        return decide(self._lanes[question.host if self._by_host else "", question.method], question)
 
     def explain(self, question: Question) -> Explanation:
         """The same verdict, with every rule and why it did not match."""
@@ -122,7 +128,7 @@ class PolicySet:
         self._selected = {one.name: one for one in selected}
         self._only = None if workloads.named else selected[0]
         self._by_path = any("/" in workload.name for workload in workloads.all)
-        self._found: _Memory[tuple[str, str | None], Selected | None] = _Memory(self._find, MOST_HOSTS)
+        self._found: _Memory[tuple[str, str | None], Selected | None] = _Memory(self._find, MOST_ADDRESSES)
 
     def workload(self, host: str, path: str | None) -> Selected | None:
         """The policies for a request to ``host`` (lower-case, with its port as sent) and canonical ``path``;

@@ -46,8 +46,8 @@ def _address_text(spellings: Spellings) -> str:
     return str(IPv4Address(number) if version == 4 else IPv6Address(number))
 
 
-_METHOD = Subject(attrgetter("method"), match.lines, "there is no method", settled=True)
-_HOST = Subject(attrgetter("host"), match.hosts, "there is no host", settled=True)
+_METHOD = Subject(attrgetter("method"), match.lines, "there is no method", settled_by="method")
+_HOST = Subject(attrgetter("host"), match.hosts, "there is no host", settled_by="host")
 _PORT = Subject(attrgetter("port"), _numbers, "the port is not known", doubtful=True)
 _PATH = Subject(
     attrgetter("path"), match.paths, "the path can be read in more than one way, or is not known", doubtful=True
@@ -74,7 +74,7 @@ def _claim(path: tuple[str, ...]) -> Subject:
 
 def _header(name: str) -> Subject:
     if name == "host":  # clients and gateways keep it apart from the others
-        return Subject(attrgetter("host"), match.hosts, "there is no host", settled=True)
+        return Subject(attrgetter("host"), match.hosts, "there is no host", settled_by="host")
 
     def look(question: Question) -> str | None:
         return question.headers.get(name)

@@ -10,12 +10,13 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from authservice.policy.question import Question
 
 Test = Callable[[Question], bool]
 ValueTest = Callable[[Any], "bool | None"]
+SettledBy = Literal["method", "host"]
 
 MOST_SHOWN = 120  # characters of one value in an explanation
 MOST_LISTED = 8  # values of one field
@@ -35,15 +36,15 @@ class Subject:
 
     ``look`` finds it, ``None`` when it is not there, which is a doubt where ``doubtful`` says so and
     otherwise simply no value's. ``compare`` makes of values a test of what was found, whose ``None`` is a
-    doubt as well. ``none`` says in words what it means that there is none. ``settled``: method and host
-    decide. In explanations what was found stands as ``told`` makes it, unless it is ``hidden``.
+    doubt as well. ``none`` says in words what it means that there is none. What
+    nothing but the method or the host decides is ``settled_by`` it. In explanations what was found stands as ``told`` makes it, unless it is ``hidden``.
     """
 
     look: Callable[[Question], Any]
     compare: Callable[[Sequence[Any]], ValueTest]
     none: str
     doubtful: bool = False
-    settled: bool = False
+    settled_by: SettledBy | None = None
     hidden: bool = False
     told: Callable[[Any], Any] = _as_it_is
 
@@ -62,7 +63,7 @@ class Conjunct:
 
     holds: Test
     why_not: Callable[[Question], str]
-    settled: bool
+    settled_by: SettledBy | None
 
 
 def conjunct(
@@ -77,7 +78,7 @@ def conjunct(
     def why_not(question: Question) -> str:
         return _why_not(subject, values, not_values, label, question)
 
-    return Conjunct(_test(subject.look, wants, refuses, without, doubt), why_not, subject.settled)
+    return Conjunct(_test(subject.look, wants, refuses, without, doubt), why_not, subject.settled_by)
 
 
 def _test(

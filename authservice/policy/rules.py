@@ -26,6 +26,12 @@ class CompiledRule:
     operations: tuple[Group, ...]
     conditions: Group
 
+    @property
+    def looks_at_host(self) -> bool:
+        """Whether the host matters to it."""
+        groups = (*self.operations, self.conditions)
+        return any(conjunct.settled_by == "host" for group in groups for conjunct in group)
+
     def matches(self, question: Question) -> bool:
         """Whether the rule matches."""
         return not self.failure(question)
@@ -54,11 +60,11 @@ class CompiledRule:
 
 
 def _may_hold(group: Group, probe: Question) -> bool:
-    return all(conjunct.holds(probe) for conjunct in group if conjunct.settled)
+    return all(conjunct.holds(probe) for conjunct in group if conjunct.settled_by)
 
 
 def _unsettled(group: Group) -> list[Test]:
-    return [conjunct.holds for conjunct in group if not conjunct.settled]
+    return [conjunct.holds for conjunct in group if not conjunct.settled_by]
 
 
 def _failure(group: Group, question: Question) -> str:
