@@ -1,0 +1,84 @@
+"""What policies are asked with: the few settings that change what they say, read without all others.
+
+They come from options, from a file of cases and from the environment; the first one that names a setting
+counts. Gives `Means`, of which a `PolicySet` is loaded as a start of the service loads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import ChainMap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from authservice.policy import workloads as workload_map
+from authservice.policy.compile import PolicySet, compile
+from authservice.policy.read import read
+from authservice.policy.resources import Resource
+from authservice.settings.read import some
+
+NAMES = (
+    "POLICY_PATH", "POLICY_WORKLOADS", "POLICY_ROOT_NAMESPACE", "POLICY_PEER_HEADER", "POLICY_ALLOWS_ANONYMOUS",
+    "POLICY_DRY_RUN",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """Where policies are, and what else they depend on."""
+
+    paths: tuple[Path, ...]
+    workloads: str
+    root_namespace: str
+    peer_header: str
+    allows_anonymous: bool
+    dry_run: bool
+
+    @property
+    def tells_hosts_apart(self) -> bool:
+        """Whether any workload is named, so that selections can be resolved."""
+        return bool(self.workloads.strip())
+
+
+def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Sequence[Path] = ()) -> Means:
+    """The settings of ``environ``, and ``before`` them those of options and files. ``policies`` take the
+    place of ``POLICY_PATH``. Raises `errors.SettingsError` with every problem."""
+    values = some(NAMES, ChainMap(*map(dict, before), dict(environ)))
+    path: Path | None = values["policy_path"]
+    return Means(
+        tuple(policies) or ((path,) if path else ()),
+        values["policy_workloads"],
+        values["policy_root_namespace"],
+        values["policy_peer_header"],
+        values["policy_allows_anonymous"],
+        values["policy_dry_run"],
+    )
+
+
+def load(means: Means) -> PolicySet:
+    """The policies, compiled. What a deployment knows of addresses and peers is not asked: whoever asks
+    about a request says them. Raises `PolicyErrors`."""
+    return compiled(read(means.paths), workload_map.parse(means.workloads), means)
+
+
+def load_anywhere(means: Means) -> PolicySet:
+    """The same where no workload is named: each selection finds a workload of its own."""
+    resources = read(means.paths)
+    stand_ins = {f"policy-{number}.invalid": _selected_by(resource) for number, resource in enumerate(resources)}
+    return compiled(resources, workload_map.parse(json.dumps(stand_ins)), means)
+
+
+def compiled(resources: Sequence[Resource], workloads: workload_map.Workloads, means: Means) -> PolicySet:
+    return compile(
+        resources, workloads, root_namespace=means.root_namespace, knows_addresses=True, knows_peers=True
+    )
+
+
+def _selected_by(resource: Resource) -> Mapping[str, object]:
+    """A workload that this policy selects."""
+    return {
+        "namespace": resource.namespace,
+        "labels": dict(resource.selection.labels),
+        "targets": list(resource.selection.targets),
+    }
