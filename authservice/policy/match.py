@@ -35,12 +35,14 @@ def any_line(_: str) -> bool:
     return True
 
 
-def texts(values: Sequence[str], present: TextTest = any_text) -> TextTest:
+def texts(
+    values: Sequence[str], present: TextTest = any_text, spelled: Callable[[str], str] = str
+) -> TextTest:
     """Whether a text is any of the values, each in its form (M16): ``exact``, ``prefix*``, ``*suffix``, or
-    ``*``, which is what ``present`` says."""
-    exact = frozenset(value for value in values if not (value.startswith("*") or value.endswith("*")))
-    suffixes = tuple(value[1:] for value in values if value.startswith("*") and value != "*")
-    prefixes = tuple(value[:-1] for value in values if value.endswith("*") and not value.startswith("*"))
+    ``*``, which is what ``present`` says. What a form holds is compared as ``spelled``."""
+    exact = frozenset(spelled(value) for value in values if not (value.startswith("*") or value.endswith("*")))
+    suffixes = tuple(spelled(value[1:]) for value in values if value.startswith("*") and value != "*")
+    prefixes = tuple(spelled(value[:-1]) for value in values if value.endswith("*") and not value.startswith("*"))
     tests: list[TextTest] = []
     if exact:
         tests.append(exact.__contains__)
@@ -61,12 +63,12 @@ def lines(values: Sequence[str]) -> TextTest:
 def hosts(values: Sequence[str]) -> TextTest:
     """The same for hosts as clients name them, with their port and in any letter case (M22). The host to
     be tested is lower-case already."""
-    return texts([value.translate(_ASCII_LOWER) for value in values], any_line)
+    return texts(values, any_line, lambda value: value.translate(_ASCII_LOWER))
 
 
 def paths(values: Sequence[str]) -> TextTest:
     """The same for canonical paths, with templates among the values (M25 to M30)."""
-    tests = [texts([canonical_text(value) for value in values if not is_template(value)])]
+    tests = [texts([value for value in values if not is_template(value)], spelled=canonical_text)]
     tests.extend(_template_test(value) for value in values if is_template(value))
     return any_of(tests)
 

@@ -57,7 +57,7 @@ def canonical_text(text: str) -> str:
 
 
 def _canonical_character(text: str) -> str:
-    if not text.isascii():
+    if text == " " or not text.isascii():  # never sent like this, so it can only mean its escaped form
         return "".join(f"%{byte:02X}" for byte in text.encode("utf-8", "surrogatepass"))
     path = canonical_path(f"/x{text}x")
     if path is None:
