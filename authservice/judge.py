@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -19,14 +19,14 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.datastructures import Headers
 from werkzeug.routing import Rule
 
-from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, RequestParts
+from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Remark, Reply, RequestParts
 from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, Reason
 from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
 from authservice.identity import AuthMethod
 from authservice.logs import Event, request_fields, request_id
 from authservice.navigation import is_navigation
-from authservice.ops import OPEN, Counts, Metric
+from authservice.ops import OPEN, POLICY_OUTCOMES, Counts, Metric
 from authservice.pages import Page, Pages
 from authservice.pipeline import Pipeline
 
@@ -69,6 +69,7 @@ class Judge:
             OPEN: self._counts.adder(Metric.ALLOWED, OPEN),
             **{method: self._counts.adder(Metric.ALLOWED, method.value) for method in AuthMethod},
         }
+        self._count_remark = {word: self._counts.adder(Metric.POLICY_VERDICTS, word) for word in POLICY_OUTCOMES}
         self._log_allowed = log_allowed
         self._made_for_nobody: dict[object, Any] = {}
 
@@ -108,8 +109,12 @@ class Judge:
         if reply is None:
             reply = made[dialect] = allowed(allow, dialect.style, dialect.name)
         self._count_allowed[method]()
-        if self._log_allowed:
-            self._record(check, _request_id(parts), Event.ALLOWED, auth_method=method)
+        told = self._counted(allow.remarks) if allow.remarks else []
+        if told or self._log_allowed:
+            identifier = _request_id(parts)
+            self._tell(told, check, identifier)
+            if self._log_allowed:
+                self._record(check, identifier, Event.ALLOWED, auth_method=method)
         return reply
 
     def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
@@ -133,6 +138,7 @@ class Judge:
 
     def _denied(self, deny: Deny, check: CheckRequest, identifier: str) -> Reply:
         self._counts.add(Metric.DENIED, deny.reason.value)
+        self._tell(self._counted(deny.remarks), check, identifier)
         self._record(check, identifier, Event.DENIED, status=deny.status, reason=deny.reason, cause=deny.cause)
         extra: tuple[tuple[str, str], ...] = ()
         if deny.challenge:
@@ -144,6 +150,17 @@ class Judge:
             return _json(deny.status, {"error": deny.reason.value, "message": deny.public}, extra)
         page = self._denial_page(deny, identifier)
         return Reply(deny.status, (*page.headers, *extra), page.body)
+
+    def _counted(self, remarks: Sequence[Remark]) -> list[Remark]:
+        """Counts them, and gives those that are to be logged."""
+        for remark in remarks:
+            self._count_remark[remark.outcome]()
+        return [remark for remark in remarks if remark.cause]
+
+    def _tell(self, remarks: Sequence[Remark], check: CheckRequest, identifier: str) -> None:
+        for remark in remarks:
+            event = Event.POLICY_AUDIT if remark.outcome == "audit" else Event.POLICY_TRIAL
+            self._record(check, identifier, event, outcome=remark.outcome, cause=remark.cause)
 
     def _denial_page(self, deny: Deny, identifier: str) -> Page:
         if deny.identity is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from authservice.authn import Authenticator
-from authservice.authz import Authorizer
-from authservice.check import Allow, CheckRequest, Decision, Deny, Login, Reach
+from authservice.authz import Authorizer, Granted, Refusal
+from authservice.check import Allow, CheckRequest, Decision, Deny, Login, Reach, Remark
 from authservice.errors import AuthServiceError, Refused
 from authservice.identity import Identity, IdentityHeaders
 from authservice.urls import PathPrefixes, ReturnAddresses
@@ -25,7 +27,8 @@ class Pipeline:
 
     ``ready`` raises `errors.NotReady` while nobody could log in. ``redirects`` says for a check
     whether an unauthenticated client is sent to the login rather than told to authenticate. ``outputs``
-    completes each allow by what policies tell the application besides.
+    completes each allow by what policies tell the application besides. ``admits_anonymous`` says of a
+    check without any credential whether nobody in particular may.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Pipeline:
         redirects: Callable[[CheckRequest], bool],
         return_addresses: ReturnAddresses,
         outputs: Callable[[CheckRequest, Allow], Allow] | None = None,
+        admits_anonymous: Callable[[CheckRequest], Granted | None] | None = None,
     ) -> None:
         self._open_paths = open_paths
         self._preflights_pass = preflights_pass
@@ -50,6 +54,7 @@ class Pipeline:
         self._redirects = redirects
         self._return_addresses = return_addresses
         self._outputs = outputs
+        self._admits_anonymous = admits_anonymous
         self._nobody = Allow(None, *headers.render(None))
 
     def decide(self, check: CheckRequest, reach: Reach) -> Decision:
@@ -59,10 +64,13 @@ class Pipeline:
         failure of the closed family becomes a `Deny`, here and nowhere else.
         """
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
-            return self._nobody if self._outputs is None else self._outputs(check, self._nobody)
+            return self._completed(check, self._nobody)
         try:
             identity = self.authenticate(check, reach)
             if identity is None:
+                granted = self._admits_anonymous(check) if self._admits_anonymous else None
+                if granted is not None:
+                    return self._completed(check, replace(self._nobody, remarks=granted.remarks))
                 self._ready(reach)
                 return self._login(check)
             return self._authorize(check, identity, reach)
@@ -83,19 +91,28 @@ class Pipeline:
         return None
 
     def _authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Decision:
+        remarks: tuple[Remark, ...] = ()
         for authorizer in self._authorizers:
-            refusal = authorizer.authorize(check, identity, reach)
-            if refusal is not None:
-                return Deny(403, refusal.reason, refusal.public, identity=identity, detail=refusal.detail)
-        return self._allow(check, identity)
+            word = authorizer.authorize(check, identity, reach)
+            if word is None:
+                continue
+            remarks += word.remarks
+            if isinstance(word, Refusal):
+                return Deny(
+                    403, word.reason, word.public, identity=identity, detail=word.detail, cause=word.cause,
+                    remarks=remarks,
+                )
+        return self._completed(check, self._allow(identity, remarks))
 
-    def _allow(self, check: CheckRequest, identity: Identity) -> Allow:
+    def _allow(self, identity: Identity, remarks: tuple[Remark, ...]) -> Allow:
         """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
         identity: such rings are not freed at once.)"""
         rendered = identity.made.get(self)
         if rendered is None:
             rendered = identity.made[self] = self._headers.render(identity)
-        allow = Allow(identity, rendered[0], rendered[1])
+        return Allow(identity, rendered[0], rendered[1], remarks)
+
+    def _completed(self, check: CheckRequest, allow: Allow) -> Allow:
         return allow if self._outputs is None else self._outputs(check, allow)
 
     def _login(self, check: CheckRequest) -> Login:

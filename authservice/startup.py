@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from authservice import policies
 from authservice.errors import SettingsError
 from authservice.kubernetes.access import NoAccess
 from authservice.kubernetes.cluster import MOUNTED, find_cluster
@@ -51,6 +52,7 @@ def problems(settings: Settings) -> tuple[str, ...]:
         *_redis_problems(settings),
         *_kubernetes_problems(settings),
         *_store_problems(settings),
+        *policies.problems(settings),
         *_page_findings(settings)[0],
     )
 
