@@ -65,6 +65,8 @@ class Spot:
         quotes = kind is Kind.TEXT and bool(self.node.text)
         written = f" ({shown(self.node.text)})" if quotes else ""
         remedy = "; put it in quotes" if quotes else ""
+        if kind is Kind.BOOLEAN and self.node.text.lower() in _TRUE | _FALSE:
+            remedy = "; leave out the quotes"
         self.refuse(f"{kind.value} is taken here, and this is {self.node.kind.value}{written}{remedy}")
         return False
 
@@ -147,14 +149,16 @@ class Spot:
             spot.refuse("true or false is taken here")
         return spot.node.text.lower() in _TRUE
 
-    def refuse_others(self, known: Sequence[str], hints: Mapping[str, str] | None = None) -> None:
+    def refuse_others(self, known: Sequence[str], hints: Mapping[str, str] | None = None) -> bool:
         """A problem for each member that is not known: with a hint of its own, or the name that was
-        probably meant, or all names that are taken."""
+        probably meant, or all names that are taken. Whether there is any: then something else may be
+        missing here for that reason alone."""
         for name, member in self.node.members.items():
             if name not in known:
                 hint = (hints or {}).get(name) or _instead(name, known)
                 sentence = f"there is no field {shown(name)} here; {hint}"
                 self.problems.add(member.line, self.path(name), sentence)
+        return not self.node.members.keys() <= set(known)
 
 
 def namespace_name(text: str) -> str:
@@ -173,7 +177,7 @@ def header_name(text: str) -> str:
 
 def nearest(name: str, known: Sequence[str]) -> str | None:
     """The known name that this one is probably meant to be."""
-    plain = {_plain(candidate): candidate for candidate in known}
+    plain = {_plain(candidate): candidate for candidate in reversed(known)}  # of two spellings the first
     matches = difflib.get_close_matches(_plain(name[:80]), plain, n=1, cutoff=_NEAR)
     return plain[matches[0]] if matches else None
 
@@ -184,4 +188,6 @@ def _plain(name: str) -> str:
 
 def _instead(name: str, known: Sequence[str]) -> str:
     near = nearest(name, known)
-    return f"did you mean {near}?" if near else "taken are " + ", ".join(known)
+    if near:
+        return f"did you mean {near}?"
+    return f"taken {'is' if len(known) == 1 else 'are'} {', '.join(known)}"

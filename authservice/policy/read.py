@@ -106,7 +106,8 @@ def read_text(text: str, file: str) -> list[Resource]:
         problems.add(fault.line, "", fault.sentence)
     found = [resource for tree in trees for resource in _resources(Spot(tree, "", problems))]
     if problems.found:
-        raise PolicyErrors(sorted(problems.found, key=lambda problem: problem[0].line))
+        once = list(dict.fromkeys(problems.found))
+        raise PolicyErrors(sorted(once, key=lambda problem: problem[0].line))
     return [resource for resource in found if resource is not None]
 
 

@@ -116,9 +116,11 @@ def _rule(rule: Spot) -> Rule:
 
 def _misplaced() -> dict[str, str]:
     return {
-        **{field: "it belongs into from, in a source" for field in (*_SOURCE_FIELDS, "source")},
-        **{field: "it belongs into to, in an operation" for field in (*_OPERATION_FIELDS, "operation")},
-        **{field: "it belongs into when, in an entry of its own" for field in _CONDITION_FIELDS},
+        **{field: "it belongs into a source under from" for field in _SOURCE_FIELDS},
+        **{field: "it belongs into an operation under to" for field in _OPERATION_FIELDS},
+        **{field: "it belongs into an entry under when" for field in _CONDITION_FIELDS},
+        "source": "it belongs into an entry under from",
+        "operation": "it belongs into an entry under to",
     }
 
 
@@ -133,13 +135,13 @@ def _inner(rule: Spot, side: str, name: str, known: tuple[str, ...]) -> list[Spo
     for entry in listed.items():
         if not entry.is_a(Kind.MAPPING):
             continue
-        entry.refuse_others((name,), {field: f"it belongs into {name}" for field in known})
+        strange = entry.refuse_others((name,), {field: f"it belongs into {name}" for field in known})
         inner = entry.member(name)
-        if inner is None:
+        if inner is None and not strange:
             entry.refuse(f"{name} is missing")
-        elif inner.is_a(Kind.MAPPING):
-            inner.refuse_others(known)
-            if not any(_says_something(inner, field) for field in known):
+        elif inner is not None and inner.is_a(Kind.MAPPING):
+            strange = inner.refuse_others(known)
+            if not strange and not any(_says_something(inner, field) for field in known):
                 inner.refuse(f"this {name} has no field that says something")
             found.append(inner)
     return found
@@ -187,10 +189,10 @@ def _operation(operation: Spot) -> Operation:
 def _condition(entry: Spot) -> Condition:
     if not entry.is_a(Kind.MAPPING):
         return Condition("")
-    entry.refuse_others(_CONDITION_FIELDS)
+    strange = entry.refuse_others(_CONDITION_FIELDS)
     key = entry.required_value("key", _known_key) or ""
     check = _check_of(key)
-    if not _says_something(entry, "values") and not _says_something(entry, "notValues"):
+    if not strange and not _says_something(entry, "values") and not _says_something(entry, "notValues"):
         entry.refuse("values or notValues has to be there, with at least one value")
     return Condition(key, entry.values("values", check), entry.values("notValues", check))
 

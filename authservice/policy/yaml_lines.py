@@ -159,7 +159,9 @@ class _Reading:
             return 0 if isinstance(broken, _TooMuch) else broken.fault.line
         except yaml.MarkedYAMLError as error:
             line = before + 1 + (error.problem_mark.line if error.problem_mark else 0)
-            self.faults.append(Fault(line, f"this is not YAML: {_words(error.problem)}"))
+            begun = before + 1 + error.context_mark.line if error.context_mark else line
+            told = f" for what begins in line {begun}" if begun < line else ""
+            self.faults.append(Fault(line, f"this is not YAML: {_words(error.problem)}{told}"))
             return line
         except yaml.YAMLError:
             self.faults.append(Fault(before + 1, "this is not YAML"))
