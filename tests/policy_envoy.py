@@ -259,8 +259,8 @@ def _rbac(documents: Iterable[Json], action: str, *, trial: bool) -> Json | None
         if is_on_trial(document) and not trial:
             continue
         name = f"{document['metadata']['namespace']}/{document['metadata']['name']}"
-        named = {f"{name} {number}": _rule(rule) for number, rule in enumerate(spec.get("rules", ()))}
-        rules.update(named or {f"{name} never": _NEVER})
+        named = {f"{name}#{number}": _rule(rule) for number, rule in enumerate(spec.get("rules", ()))}
+        rules.update(named or {f"{name}#never": _NEVER})
     if not rules:
         return None
     wanted = {"action": "LOG" if action == "AUDIT" else action, "policies": rules}

@@ -46,6 +46,9 @@ CLAIMS = (
 )
 NESTED = (("realm_access", "roles"), ("resource_access", "api", "roles"), ("a", "b"), ("list", "x"))
 
+# Policies' paths are compared in one spelling, in which these are written so; requests have both.
+_SPELLED = str.maketrans({"|": "%7C", "[": "%5B", "]": "%5D"})
+
 
 @dataclass(frozen=True)
 class Sent:
@@ -120,12 +123,12 @@ class Maker:
     def make(self, seed: int, number: int) -> PolicySet:
         issuers = self.draw.sample(ISSUERS, self.draw.choice((1, 1, 2)))
         tokens = [self.jwt_rule(issuer) for issuer in issuers] if self.maybe(0.92) else []
-        cores = [self._request(tokens) for _ in range(max(2, number // 4))]
+        cores = [self._request(tokens) for _ in range(max(2, number // 8))]
         documents = [self._policy(f"p{index}", cores) for index in range(self.draw.choice((1, 1, 2, 2, 3, 4)))]
         if tokens:
             split = self.draw.randint(0, len(tokens))
             for index, part in enumerate(filter(None, (tokens[:split], tokens[split:]))):
-                documents.append(_document("RequestAuthentication", f"r{index}", {"jwtRules": part}))
+                documents.append(document("RequestAuthentication", f"r{index}", {"jwtRules": part}))
         self.draw.shuffle(documents)
         asked = [core if self.maybe(0.35) else self._changed(core, tokens)
                  for core in (self.draw.choice(cores) for _ in range(number))]
@@ -194,7 +197,7 @@ class Maker:
         rule = self.draw.choice(tokens)
         claims: Json = {"iss": rule["issuer"]}
         if self.maybe(0.95):
-            claims["sub"] = self.draw.choice(("alice", "bob", "alice/x", "al*", "*", ""))
+            claims["sub"] = self.draw.choice(("alice", "bob", "alice/x", "al*", "*", "", " ", "alice bob"))
         audiences = rule.get("audiences")
         if audiences or self.maybe(0.6):
             one = self.draw.choice(audiences or AUDIENCES)
@@ -211,7 +214,7 @@ class Maker:
             return self.draw.choice(WORDS)
         if self.maybe(0.55):
             return [self.draw.choice((*WORDS, "", 7)) for _ in range(self.draw.randint(1, 3))]
-        return self.draw.choice(("", " read  write ", "line\nbreak", 7, 1.5, True, None, [], [""], [1, True, None],
+        return self.draw.choice(("", "  ", " read  write ", "line\nbreak", 7, 1.5, True, None, [], [""], [1, True, None],
                                  [["admin"]], {"x": "admin"}, [{"x": "admin"}], {}, "read\twrite", "a" * 300))
 
     # ---- policies
@@ -221,7 +224,7 @@ class Maker:
         if self.maybe(0.3):
             rule["audiences"] = self.some(AUDIENCES, (1, 2))
         if self.maybe(0.3):
-            rule["spaceDelimitedClaims"] = self.some(("role", "groups", "permissions", "a.b"), (1, 2))
+            rule["spaceDelimitedClaims"] = self.some(("role", "groups", "permissions", "a.b", "sub"), (1, 2))
         if self.maybe(0.5):
             rule["forwardOriginalToken"] = self.maybe(0.5)
         return rule
@@ -231,10 +234,10 @@ class Maker:
         spec: Json = {} if action == "ALLOW" and self.maybe(0.3) else {"action": action}
         if not (action == "ALLOW" and self.maybe(0.04)):
             spec["rules"] = [self._rule(cores, action) for _ in range(self.draw.choice((1, 1, 2, 3)))]
-        document = _document("AuthorizationPolicy", name, spec)
+        made = document("AuthorizationPolicy", name, spec)
         if self.maybe(0.1):
-            document["metadata"]["annotations"] = {"istio.io/dry-run": self.draw.choice(("true", "1", "T", "false"))}
-        return document
+            made["metadata"]["annotations"] = {"istio.io/dry-run": self.draw.choice(("true", "1", "T", "false"))}
+        return made
 
     def _rule(self, cores: Sequence[Sent], action: str) -> Json:
         self.around = self.draw.choice(cores)
@@ -261,7 +264,7 @@ class Maker:
         return found
 
     def _yes_and_no(self, yes: str, no: str, value: Callable[[bool], str]) -> Json:
-        kind = self.draw.choice(("yes", "yes", "yes", "no", "both"))
+        kind = self.draw.choice(("yes", "yes", "yes", "no", "no", "both"))
         found: Json = {}
         if kind != "no":
             found[yes] = [value(self.maybe(0.85))] + [value(self.maybe(0.4)) for _ in range(self.draw.choice((0, 0, 1, 2)))]
@@ -305,9 +308,8 @@ class Maker:
 
     def _conditions(self) -> Iterator[tuple[str, Callable[[bool], str]]]:
         """Kinds of conditions with equal chances, claims several times."""
-        name = self.draw.choice((*HEADERS, *HEADERS, "host"))
-        headers = (*self.around.headers, ("host", self.around.host))
-        sent = next((value for header, value in headers if header.lower() == name), "")
+        name = self.draw.choice(HEADERS)
+        sent = next((value for header, value in self.around.headers if header.lower() == name), "")
         yield f"request.headers[{self._any_case(name)}]", lambda fits: self._word(sent, fits)
         for _ in range(4):
             yield self._claim_condition()
@@ -353,7 +355,7 @@ class Maker:
         path = self.around.path if fits else self._path()
         if self.maybe(0.35):
             return self._template(path)
-        return self._form(path, fits)
+        return self._form(path.translate(_SPELLED), fits).replace("%2e", ".")
 
     def _template(self, path: str) -> str:
         """A template made of a path: operators for some of its segments (M30)."""
@@ -383,7 +385,8 @@ class Maker:
         return self.draw.choice(forms)
 
 
-def _document(kind: str, name: str, spec: Json) -> Json:
+def document(kind: str, name: str, spec: Json) -> Json:
+    """A resource as the YAML says it."""
     metadata = {"name": name, "namespace": "default"}
     return {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
 

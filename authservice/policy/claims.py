@@ -43,7 +43,7 @@ def claim_at(path: tuple[str, ...]) -> Callable[[Question], Any]:
             return None
         value = claims.get(name)
         if isinstance(value, str) and (always or name in question.split):
-            return [part for part in value.split(" ") if part]
+            return [part for part in value.split(" ") if part] or value  # a text of blanks alone stays one
         return value
 
     return find
@@ -76,14 +76,16 @@ def claim_values(values: Sequence[str]) -> Callable[[Any], bool]:
 
 
 def principal_of(question: Question) -> Principal | None:
-    """Issuer and subject, ``None`` unless both are text (M38). One that is split at blanks is a list."""
+    """Issuer and subject, ``None`` unless both are text (M38). One that is split at blanks is a list, unless
+    it is empty or of blanks alone."""
     claims = question.claims
     if claims is None:
         return None
     issuer, subject = claims.get("iss"), claims.get("sub")
     if not isinstance(issuer, str) or not isinstance(subject, str):
         return None
-    if question.split and not question.split.isdisjoint(("iss", "sub")):
+    split = question.split
+    if split and (("iss" in split and issuer.strip(" ")) or ("sub" in split and subject.strip(" "))):
         return None
     return issuer, subject
 
