@@ -136,7 +136,7 @@ def test_M30_a_template_is_refused_or_finds_what_it_was_made_of(value: str) -> N
     try:
         pattern = template(value)
     except ValueError as error:
-        assert str(error)[0].islower()
+        assert "template" in str(error) or "braces" in str(error)
         return
     path = value.replace("{**}", "x/y").replace("{*}", "x").replace("%41", "A")
     assert pattern.fullmatch(path)
