@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from authservice.app import utc_now
 from authservice.errors import SettingsError, Unavailable
 from authservice.moments import counted
 from authservice.policy.question import Ground, Hit, Step
-from authservice.policy.read import read
 from authservice.policy.resources import AuthorizationPolicy, PolicyErrors, Resource
 from authservice.rehearsal import asked
 from authservice.rehearsal.answers import BAD_TOKEN, NO_CREDENTIAL, WRONG_AUDIENCE, Answer, Rehearsal
 from authservice.rehearsal.asked import Asked
 from authservice.rehearsal.cases import Case, Cases, read_cases
-from authservice.rehearsal.means import Means, gather, load, load_anywhere
+from authservice.rehearsal.means import Means, gather, load, load_anywhere, resources_of
 from authservice.strictjson import BadJson, read_object
 
 OK, NOT_SO, USAGE_OR_PROBLEMS, NO_KEYS = 0, 1, 2, 3
@@ -143,7 +143,7 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not means.paths:
         arguments.complain("name files, or set POLICY_PATH")
     found = load(means) if means.tells_hosts_apart else load_anywhere(means)
-    print(_counts(read(means.paths)))
+    print(_counts(resources_of(means)))
     if not means.tells_hosts_apart:
         print("Which workloads they select was not looked at: name them with --workloads or POLICY_WORKLOADS.")
     if found.uses_addresses:
@@ -185,7 +185,7 @@ def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         peer=arguments.peer,
     )
     try:
-        answer = Rehearsal(load(means), means).ask(question)
+        answer = Rehearsal(load(means), means, utc_now).ask(question)
     except Unavailable as error:
         _tell(f"the token cannot be verified now: {error}")
         return NO_KEYS
@@ -307,7 +307,7 @@ def _test(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
             return USAGE_OR_PROBLEMS
         means = gather(environ, _options(arguments), cases.settings, policies=arguments.policy)
         _need_policies(means, arguments)
-        failed += _failures(cases, Rehearsal(load(means), means))
+        failed += _failures(cases, Rehearsal(load(means), means, utc_now))
         total += len(cases.cases)
     print(f"{counted(total, 'case')}: {'all hold' if not failed else f'{failed} do not hold' if failed > 1 else '1 does not hold'}.")
     return NOT_SO if failed else OK

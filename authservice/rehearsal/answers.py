@@ -6,21 +6,25 @@ the live authorizer's question. Paths that are open, groups and the external aut
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from authservice.authz.policy import XFCC, peer_of, question
-from authservice.check import CheckRequest
+from authservice.check import CheckRequest, Reach
+from authservice.errors import Reason, Refused, WrongAudience
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.policy.compile import PolicySet
 from authservice.policy.question import Explanation, Ground, Hit, Question, Step, Verdict
+from authservice.rehearsal import tokens
 from authservice.rehearsal.asked import Asked, parts_of
 from authservice.rehearsal.means import Means
 from authservice.urls import canonical_path
 
 ALLOW, DENY, AUTHENTICATE = "allow", "deny", "authenticate"
-NO_CREDENTIAL, BAD_TOKEN, WRONG_AUDIENCE = "no_credential", "invalid_token", "invalid_audience"
-"""Reasons beside those of `policy.question.Ground`."""
+NO_CREDENTIAL, BAD_TOKEN = Reason.NOT_AUTHENTICATED.value, Reason.INVALID_TOKEN.value
+WRONG_AUDIENCE = Reason.WRONG_AUDIENCE.value
+"""With these two, the reasons beside those of `policy.question.Ground`."""
 
 _SPIFFE = "spiffe://"
 
@@ -45,15 +49,38 @@ class Answer:
 class Rehearsal:
     """Policies, and what else their verdicts depend on, ready to be asked."""
 
-    def __init__(self, policies: PolicySet, means: Means) -> None:
+    def __init__(self, policies: PolicySet, means: Means, now: Callable[[], datetime]) -> None:
         self._policies = policies
+        self._tokens = tokens.authenticator(policies, means, now)
         self._allows_anonymous = means.allows_anonymous
         self._peer_header = means.peer_header.lower()
 
     def ask(self, asked: Asked) -> Answer:
         """Raises `errors.Unavailable` when the keys for a token cannot be had."""
         check = check_of(asked)
-        identity = _identity(asked.claims) if asked.claims is not None else None
+        if asked.claims is not None:
+            return self._judge(asked, check, _identity(asked.claims))
+        if asked.token:
+            selected = self._policies.workload(check.host, check.policy_path)
+            if selected is None or not selected.jwt_rules:
+                return self._unverified(asked, check)
+            check = tokens.placed(check, selected.jwt_rules, asked.token)
+        try:
+            identity = self._tokens.authenticate(check, Reach.NETWORK)
+        except Refused as error:
+            return Answer(AUTHENTICATE, BAD_TOKEN, detail=str(error))
+        except WrongAudience as error:
+            return Answer(DENY, WRONG_AUDIENCE, detail=str(error))
+        return self._judge(asked, check, identity)
+
+    def _unverified(self, asked: Asked, check: CheckRequest) -> Answer:
+        """Nobody is there to verify the token, so its claims are taken as they stand."""
+        claims = tokens.unverified(asked.token)
+        if claims is None:
+            return Answer(AUTHENTICATE, BAD_TOKEN, detail="this is no signed token (JWT)", unverified=True)
+        return replace(self._judge(asked, check, _identity(claims)), unverified=True)
+
+    def _judge(self, asked: Asked, check: CheckRequest, identity: Identity | None) -> Answer:
         explanation = self._policies.explain(self._question(asked, check, identity))
         if identity is None and not self._admits(explanation.verdict):
             return _answer(AUTHENTICATE, explanation, NO_CREDENTIAL)

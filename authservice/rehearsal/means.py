@@ -15,12 +15,12 @@ from pathlib import Path
 from authservice.policy import workloads as workload_map
 from authservice.policy.compile import PolicySet, compile
 from authservice.policy.read import read
-from authservice.policy.resources import Resource
+from authservice.policy.resources import Place, PolicyErrors, Resource
 from authservice.settings.read import some
 
 NAMES = (
     "POLICY_PATH", "POLICY_WORKLOADS", "POLICY_ROOT_NAMESPACE", "POLICY_PEER_HEADER", "POLICY_ALLOWS_ANONYMOUS",
-    "POLICY_DRY_RUN",
+    "POLICY_DRY_RUN", "USERID_CLAIM", "CA_BUNDLE",
 )  # fmt: skip
 
 
@@ -34,6 +34,8 @@ class Means:
     peer_header: str
     allows_anonymous: bool
     dry_run: bool
+    userid_claim: str
+    ca_bundle: Path | None
 
     @property
     def tells_hosts_apart(self) -> bool:
@@ -53,20 +55,30 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
         values["policy_peer_header"],
         values["policy_allows_anonymous"],
         values["policy_dry_run"],
+        values["userid_claim"],
+        values["ca_bundle"],
     )
 
 
 def load(means: Means) -> PolicySet:
     """The policies, compiled. What a deployment knows of addresses and peers is not asked: whoever asks
     about a request says them. Raises `PolicyErrors`."""
-    return compiled(read(means.paths), workload_map.parse(means.workloads), means)
+    return compiled(resources_of(means), workload_map.parse(means.workloads), means)
 
 
 def load_anywhere(means: Means) -> PolicySet:
     """The same where no workload is named: each selection finds a workload of its own."""
-    resources = read(means.paths)
+    resources = resources_of(means)
     stand_ins = {f"policy-{number}.invalid": _selected_by(resource) for number, resource in enumerate(resources)}
     return compiled(resources, workload_map.parse(json.dumps(stand_ins)), means)
+
+
+def resources_of(means: Means) -> list[Resource]:
+    """The policies as they are written. Raises `PolicyErrors`, also where there are none."""
+    resources = read(means.paths)
+    if not resources:
+        raise PolicyErrors([(Place(str(means.paths[0]), 1), "there is no policy here")])
+    return resources
 
 
 def compiled(resources: Sequence[Resource], workloads: workload_map.Workloads, means: Means) -> PolicySet:
