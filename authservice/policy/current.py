@@ -93,13 +93,15 @@ class Policies:
             self._judge(content)
 
     def _judge(self, content: bytes) -> None:
+        fresh: PolicySet | None = None
+        problems: list[str] = []
         try:
-            fresh, problems = self._load(), ()
+            fresh = self._load()
         except PolicyErrors as errors:
-            fresh, problems = None, tuple(f"{place}: {sentence}" for place, sentence in errors.problems)
+            problems = [f"{place}: {sentence}" for place, sentence in errors.problems]
         except Exception as error:
             # A fault of ours, and no reason never to look again.
-            fresh, problems = None, (f"these policies cannot be judged ({type(error).__name__})",)
+            problems = [f"these policies cannot be judged ({type(error).__name__})"]
         if self._content() != content:
             self._waiting = None
             return  # Changed while it was read: what was made of it may be half of each.
