@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "authz": VALUES | {"authz", "outbound", "policy"},
     "kubernetes": MEANS | {"kubernetes"},
     "policy": VALUES | {"logs", "oidc", "ops", "policy", "strictjson"},
-    "authn": MEANS | {"authn", "kubernetes", "oidc", "sessions"},
+    "authn": MEANS | {"authn", "kubernetes", "oidc", "policy", "sessions"},
     "navigation": set(),
     "same_origin": set(),
     "moments": set(),
