@@ -149,16 +149,22 @@ class Spot:
             spot.refuse("true or false is taken here")
         return spot.node.text.lower() in _TRUE
 
-    def refuse_others(self, known: Sequence[str], hints: Mapping[str, str] | None = None) -> bool:
+    def refuse_others(
+        self, known: Sequence[str], hints: Mapping[str, str] | None = None, *, may_be_nothing: bool = False
+    ) -> bool:
         """A problem for each member that is not known: with a hint of its own, or the name that was
-        probably meant, or all names that are taken. Whether there is any: then something else may be
-        missing here for that reason alone."""
+        probably meant, or all names that are taken. Also for each that is known and nothing: Istio takes
+        ``from:`` without a value for «from anybody», which nobody means who writes it. Whether there is
+        any problem: then something else may be missing here for that reason alone."""
+        before = len(self.problems.found)
         for name, member in self.node.members.items():
             if name not in known:
                 hint = (hints or {}).get(name) or _instead(name, known)
                 sentence = f"there is no field {shown(name)} here; {hint}"
                 self.problems.add(member.line, self.path(name), sentence)
-        return not self.node.members.keys() <= set(known)
+            elif member.node.kind is Kind.NOTHING and not may_be_nothing:
+                self.problems.add(member.line, self.path(name), f"{name} has no value; give it one, or leave it out")
+        return len(self.problems.found) > before
 
 
 def namespace_name(text: str) -> str:

@@ -7,6 +7,7 @@ takes, as people write it or ``kubectl get -o yaml`` prints it, less what a chec
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from authservice.policy.fields import Problems, Spot, namespace_name, shown
 from authservice.policy.read_authorization import AUTHORIZATION_FIELDS, authorization
 from authservice.policy.read_request import REQUEST_FIELDS, request_authentication
-from authservice.policy.resources import Place, PolicyErrors, Resource, Selection
+from authservice.policy.resources import TARGETS, Place, PolicyErrors, Resource, Selection
 from authservice.policy.yaml_lines import Kind, Node, Unreadable, content, documents
 
 GROUP = "security.istio.io"
@@ -24,14 +25,6 @@ KINDS = (AUTHORIZATION, REQUEST)
 SUFFIXES = (".yaml", ".yml", ".json")
 DRY_RUN = "istio.io/dry-run"
 DEFAULT_NAMESPACE = "default"
-
-TARGETS = {
-    "Gateway": "gateway.networking.k8s.io",
-    "HTTPRoute": "gateway.networking.k8s.io",
-    "Service": "",
-    "ServiceEntry": "networking.istio.io",
-}
-"""The kinds that a policy can be attached to, each with its API group (M68)."""
 
 _RESOURCE_FIELDS = ("apiVersion", "kind", "metadata", "spec", "status")
 _LIST_FIELDS = ("apiVersion", "kind", "metadata", "items")
@@ -53,7 +46,7 @@ def files_of(path: Path) -> list[Path]:
     Hidden entries do not count: among them are the folders (``..data``) in which Kubernetes keeps the
     versions of a ConfigMap that the visible links lead to. A link that leads nowhere counts, and fails.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [path]
     try:
         found = sorted(entry for entry in path.iterdir() if _counts(entry))
@@ -66,7 +59,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def _counts(entry: Path) -> bool:
-    return entry.suffix in SUFFIXES and not entry.name.startswith(".") and not entry.is_dir()
+    return entry.suffix in SUFFIXES and not entry.name.startswith(".") and not os.path.isdir(entry)
 
 
 def read(paths: Sequence[Path]) -> list[Resource]:
@@ -117,7 +110,7 @@ def _resources(document: Spot) -> list[Resource | None]:
         return []
     if document.node.members.get("kind") is None or document.text("kind") != "List":
         return [_resource(document)]
-    document.refuse_others(_LIST_FIELDS)
+    document.refuse_others(_LIST_FIELDS, may_be_nothing=True)
     if document.text("apiVersion") != "v1":
         document.refuse('the apiVersion of a List is "v1"')
     return [_resource(entry) for entry in document.mappings("items")]
@@ -131,7 +124,8 @@ def _resource(document: Spot) -> Resource | None:
         return None
     name, namespace, dry_run = _metadata(document, kind)
     known = AUTHORIZATION_FIELDS if kind == AUTHORIZATION else REQUEST_FIELDS
-    document.refuse_others(_RESOURCE_FIELDS, {field: "it belongs into spec" for field in known})
+    hints = {field: "it belongs into spec" for field in known}
+    document.refuse_others(_RESOURCE_FIELDS, hints, may_be_nothing=True)
     spec = document.mapping("spec")
     if spec is None:
         spec = Spot(Node(Kind.MAPPING, document.node.line), "spec", document.problems)
@@ -164,7 +158,7 @@ def _metadata(document: Spot, kind: str) -> tuple[str, str, bool]:
         if document.member("metadata") is None:
             document.refuse("metadata is missing, and with it the name")
         return "", DEFAULT_NAMESPACE, False
-    metadata.refuse_others(_METADATA_FIELDS)
+    metadata.refuse_others(_METADATA_FIELDS, may_be_nothing=True)
     name = metadata.required_value("name", _name) or ""
     namespace = metadata.value("namespace", namespace_name) or DEFAULT_NAMESPACE
     return name, namespace, _dry_run(metadata, kind)

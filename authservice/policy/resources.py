@@ -15,6 +15,14 @@ from typing import Any
 
 Network = IPv4Network | IPv6Network
 
+TARGETS: Mapping[str, str] = {
+    "Gateway": "gateway.networking.k8s.io",
+    "HTTPRoute": "gateway.networking.k8s.io",
+    "Service": "",
+    "ServiceEntry": "networking.istio.io",
+}
+"""The kinds that a policy can be attached to, each with its API group (M68)."""
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Place:

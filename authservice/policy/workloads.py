@@ -12,15 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from authservice.policy.fields import Problems, Spot, namespace_name, shown
+from authservice.policy.resources import TARGETS
 from authservice.policy.yaml_lines import Kind, Unreadable, content, documents
 from authservice.urls import Authority, canonical_prefix, parse_authority
 
 DEFAULT_NAMESPACE = "default"
 EVERY_HOST = "*"
 _FIELDS = ("namespace", "labels", "targets")
-_TARGET = re.compile(r"(?:Gateway|HTTPRoute|Service|ServiceEntry)/[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
+_TARGET = re.compile(rf"(?:{'|'.join(TARGETS)})/[a-z0-9](?:[a-z0-9.-]*[a-z0-9])?")
 _WILD = re.compile(r"[^*]|\*(?:\.[^.:]|:|\Z)")
-_INLINE = re.compile(r"\s*\{|.*(?:\n|:\s|:\Z)", re.DOTALL)
+_INLINE = re.compile(r"\{|.*(?:\n|:\s|:\Z)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,13 +140,12 @@ class _Paths:
 
 def parse(text: str) -> Workloads:
     """The map, as JSON or YAML, inline or in the file that the text names; `Workloads.single` for an empty
-    text. Raises `ValueError` with every problem, one a line."""
+    text. Raises `ValueError` with every problem, one a line: ``line 3: backend.labels: …``."""
     if not text.strip():
         return Workloads.single()
-    inline = _INLINE.match(text)
-    problems = Problems("" if inline else text.strip())
+    file, problems = file_of(text), Problems("")
     try:
-        trees, faults = documents(text if inline else content(Path(text.strip())))
+        trees, faults = documents(text if file is None else content(file))
     except Unreadable as unreadable:
         raise ValueError(f"neither a mapping of hosts nor a file that can be read: {unreadable}") from None
     for fault in faults:
@@ -158,19 +158,21 @@ def parse(text: str) -> Workloads:
     if not entries and not problems.found:
         problems.add(1, "", "no host is named here; leave it empty where hosts need not be told apart")
     if problems.found:
-        raise ValueError("\n".join(_lines(problems)))
+        raise ValueError("\n".join(_told(problems)))
     return Workloads(entries)
 
 
 def file_of(text: str) -> Path | None:
     """The file that a text names; ``None`` for one that is the map itself, or empty."""
-    return None if not text.strip() or _INLINE.match(text) else Path(text.strip())
+    text = text.strip()
+    return None if not text or _INLINE.match(text) else Path(text)
 
 
-def _lines(problems: Problems) -> list[str]:
-    """Each problem with its place: the file's when there is one, else only the line."""
-    found = sorted(problems.found, key=lambda problem: problem[0].line)
-    return [f"{place if place.file else f'line {str(place)[1:]}'}: {sentence}" for place, sentence in found]
+def _told(problems: Problems) -> list[str]:
+    """Each problem with its line; the file, if there is one, is the setting's to name."""
+    found = sorted(dict.fromkeys(problems.found), key=lambda problem: problem[0].line)
+    fields = (f"{place.field}: " if place.field else "" for place, _ in found)
+    return [f"line {place.line}: {field}{told}" for field, (place, told) in zip(fields, found, strict=True)]
 
 
 def _entries(hosts: Spot) -> list[tuple[_Key, Workload]]:

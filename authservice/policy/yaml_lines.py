@@ -76,7 +76,7 @@ def shown(text: str) -> str:
     return '"' + "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in cut) + '"'
 
 
-class Unreadable(ValueError):
+class Unreadable(Exception):
     """Nothing more can be read of this file, or of this document."""
 
     def __init__(self, line: int, sentence: str) -> None:
@@ -91,12 +91,14 @@ class _TooMuch(Unreadable):
 def content(file: Path) -> str:
     """A file's text. Raises `Unreadable` for what is no regular file, too large, or not UTF-8."""
     try:
-        if file.exists() and not file.is_file():
+        if file.exists() and not file.is_file():  # a pipe would have to be waited for
             raise Unreadable(1, "this is no regular file")
         with file.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise Unreadable(1, f"this file cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise Unreadable(1, "this is no file's name") from None
     if len(data) > MAX_BYTES:
         raise Unreadable(1, f"this file has more than {MAX_BYTES} bytes")
     try:
@@ -108,9 +110,9 @@ def content(file: Path) -> str:
 def documents(text: str) -> tuple[list[Node], list[Fault]]:
     """The documents of a text, empty ones left out, and every fault in the order of the lines. A
     document with a fault that leaves its shape clear (a key twice) is among the documents, too."""
-    strange = _UNPRINTABLE.search(text)
     if len(text) > MAX_BYTES:
         return [], [Fault(1, f"this text has more than {MAX_BYTES} characters")]
+    strange = _UNPRINTABLE.search(text)
     if strange:
         line = text.count("\n", 0, strange.start()) + 1
         return [], [Fault(line, f"the character U+{ord(strange.group()):04X} cannot stand in YAML")]
@@ -197,9 +199,6 @@ class _Open:
     children: list[Node] = field(default_factory=list)
 
 
-_Size = tuple[Node, int]
-
-
 class _Tree:
     """One document as it grows, event by event."""
 
@@ -207,7 +206,7 @@ class _Tree:
         self.root = Node(Kind.NOTHING, 1)
         self._faults = faults
         self._open: list[_Open] = []
-        self._anchors: dict[str, _Size] = {}
+        self._anchors: dict[str, tuple[Node, int]] = {}  # with how many values it stands for
         self._merges: dict[int, Node] = {}  # by id, which is a node's as long as the node is kept
         self._nodes = 0
 
