@@ -23,7 +23,9 @@ def document(kind: str, name: str, spec: Json, namespace: str = "default", **ann
     return {"apiVersion": "security.istio.io/v1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
-def policy(*rules: Json, name: str = "p", action: str = "", namespace: str = "default", dry_run: str = "", **spec: Any) -> Json:
+def policy(
+    *rules: Json, name: str = "p", action: str = "", namespace: str = "default", dry_run: str = "", **spec: Any
+) -> Json:
     """An AuthorizationPolicy with rules; without any it has no ``rules``."""
     whole = {**({"action": action} if action else {}), **({"rules": list(rules)} if rules else {}), **spec}
     annotations = {"dry_run": dry_run} if dry_run else {}
@@ -41,14 +43,15 @@ def resources(*documents: Json) -> list[Resource]:
 
 
 def policy_set(
-    *documents: Json, workloads: Mapping[str, Any] | None = None, root: str = "istio-system",
-    addresses: bool = True, peers: bool = True,
+    *documents: Json,
+    workloads: Mapping[str, Any] | None = None,
+    root: str = "istio-system",
+    addresses: bool = True,
+    peers: bool = True,
 ) -> PolicySet:
     """The set of these documents."""
     named = Workloads.single() if workloads is None else parse(json.dumps(workloads))
-    return compile(
-        resources(*documents), named, root_namespace=root, knows_addresses=addresses, knows_peers=peers
-    )
+    return compile(resources(*documents), named, root_namespace=root, knows_addresses=addresses, knows_peers=peers)
 
 
 def ask(

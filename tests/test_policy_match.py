@@ -274,7 +274,16 @@ def test_M34_principals(value: str, matched: bool) -> None:
 
 @pytest.mark.parametrize(
     ("value", "matched"),
-    [("shop", True), ("sh", False), ("sh*", True), ("*op", True), ("s*p", True), ("*", True), ("Shop", False), ("s.op", False)],
+    [
+        ("shop", True),
+        ("sh", False),
+        ("sh*", True),
+        ("*op", True),
+        ("s*p", True),
+        ("*", True),
+        ("Shop", False),
+        ("s.op", False),
+    ],
 )
 def test_M35_namespaces(value: str, matched: bool) -> None:
     assert peer_namespaces([value])(PEER) is matched

@@ -53,16 +53,16 @@ def test_M03_without_an_allow_policy_what_is_not_denied_is_allowed() -> None:
 
 
 def test_M04_with_allow_policies_only_what_a_rule_of_theirs_matches_is_allowed() -> None:
-    chosen = policy_set(
-        policy(NEVER, name="one"), policy(to(methods=["PUT"]), to(methods=["GET"]), name="two")
-    )
+    chosen = policy_set(policy(NEVER, name="one"), policy(to(methods=["PUT"]), to(methods=["GET"]), name="two"))
     verdict = chosen.judge(ask("GET"))
     assert (verdict.allowed, verdict.ground, verdict.hit) == (True, Ground.ALLOW_RULE, Hit("default/two", 1))
     verdict = chosen.judge(ask("POST"))
     assert (verdict.allowed, verdict.ground, verdict.hit) == (False, Ground.NO_ALLOW_RULE, None)
 
 
-@pytest.mark.parametrize("others", [[], [policy(NEVER, name="a")], [policy(EVERY, name="a")], [policy(EVERY, action="DENY", name="a")]])
+@pytest.mark.parametrize(
+    "others", [[], [policy(NEVER, name="a")], [policy(EVERY, name="a")], [policy(EVERY, action="DENY", name="a")]]
+)
 def test_M05_audit_marks_and_changes_nothing(others: list[Json]) -> None:
     plain = policy_set(*others).judge(ask())
     marked = policy_set(*others, policy(NEVER, EVERY, action="AUDIT", name="audit")).judge(ask())
@@ -141,9 +141,7 @@ def test_M11_the_order_of_policies_does_not_matter() -> None:
         policy(to(paths=["/y"]), name="c", action="DENY"), policy(to(methods=["GET"]), name="d", action="AUDIT"),
     ]  # fmt: skip
     questions = [ask(method, path=path) for method in ("GET", "POST") for path in ("/x", "/y", "/z")]
-    answers = {
-        tuple(map(policy_set(*order).explain, questions)) for order in permutations(documents)
-    }
+    answers = {tuple(map(policy_set(*order).explain, questions)) for order in permutations(documents)}
     assert len(answers) == 1
 
 
@@ -183,7 +181,11 @@ def test_M13_one_source_one_operation_and_every_condition(
 def test_M14_a_part_that_is_absent_asks_for_nothing(action: str, missing: str) -> None:
     rule = {**sent_by(requestPrincipals=["i/a"]), **to(methods=["GET"]), **when("request.auth.presenter", "p")}
     claims = {"iss": "i", "sub": "a", "azp": "p"}
-    lacking = {"from": ask(claims={"azp": "p"}), "to": ask("POST", claims=claims), "when": ask(claims={**claims, "azp": "q"})}
+    lacking = {
+        "from": ask(claims={"azp": "p"}),
+        "to": ask("POST", claims=claims),
+        "when": ask(claims={**claims, "azp": "q"}),
+    }
     assert not matches(rule, lacking[missing], action)
     del rule[missing]
     assert matches(rule, lacking[missing], action)
@@ -192,7 +194,13 @@ def test_M14_a_part_that_is_absent_asks_for_nothing(action: str, missing: str) -
 @BOTH
 @pytest.mark.parametrize(
     ("path", "method", "matched"),
-    [("/a/x", "GET", True), ("/b/x", "PUT", True), ("/c/x", "GET", False), ("/a/x", "POST", False), ("/a/secret", "GET", False)],
+    [
+        ("/a/x", "GET", True),
+        ("/b/x", "PUT", True),
+        ("/c/x", "GET", False),
+        ("/a/x", "POST", False),
+        ("/a/secret", "GET", False),
+    ],
 )
 def test_M15_all_fields_any_value_and_no_value_of_a_not(action: str, path: str, method: str, matched: bool) -> None:
     rule = to(paths=["/a/*", "/b/*"], notPaths=["/b/secret", "*/secret"], methods=["GET", "PUT"])
@@ -268,7 +276,9 @@ def test_M20_presence(rule: Json, question: Question, matched: bool) -> None:
     assert matches(rule, question) is matched
 
 
-@pytest.mark.parametrize("rule", [to(paths=[""]), to(hosts=["a", ""]), when("request.headers[a]", ""), sent_by(principals=[""])])
+@pytest.mark.parametrize(
+    "rule", [to(paths=[""]), to(hosts=["a", ""]), when("request.headers[a]", ""), sent_by(principals=[""])]
+)
 def test_M21_an_empty_value_is_an_error(rule: Json) -> None:
     assert "empty" in refused(policy(rule))
 
@@ -304,7 +314,9 @@ def test_M23_methods_are_exact(action: str, value: str, method: str, matched: bo
 
 
 @BOTH
-@pytest.mark.parametrize(("values", "port", "matched"), [(["443"], 443, True), (["80", "8443"], 8443, True), (["443"], 80, False)])
+@pytest.mark.parametrize(
+    ("values", "port", "matched"), [(["443"], 443, True), (["80", "8443"], 8443, True), (["443"], 80, False)]
+)
 def test_M24_ports_are_numbers(action: str, values: list[str], port: int, matched: bool) -> None:
     assert matches(to(ports=values), ask(port=port), action) is matched
     assert matches(to(notPorts=values), ask(port=port), action) is not matched
@@ -328,7 +340,16 @@ def test_M25_paths_are_compared_as_they_are(action: str, path: str) -> None:
     assert not matches(to(paths=["/a/b"]), ask(path=path), action)
 
 
-@pytest.mark.parametrize("operation", [{"paths": ["/a"]}, {"paths": ["*"]}, {"notPaths": ["/a"]}, {"paths": ["/{**}"]}, {"paths": ["/a"], "notPaths": ["/b"]}])
+@pytest.mark.parametrize(
+    "operation",
+    [
+        {"paths": ["/a"]},
+        {"paths": ["*"]},
+        {"notPaths": ["/a"]},
+        {"paths": ["/{**}"]},
+        {"paths": ["/a"], "notPaths": ["/b"]},
+    ],
+)
 def test_M26_a_path_in_doubt_matches_no_allow_and_every_deny(operation: Json) -> None:
     assert not matches(to(**operation), ask(path=None), "ALLOW")
     assert matches(to(**operation), ask(path=None), "DENY")
@@ -407,7 +428,13 @@ PEER = "cluster.local/ns/shop/sa/cart"
 @BOTH
 @pytest.mark.parametrize(
     ("value", "matched"),
-    [(PEER, True), ("cluster.local/ns/shop/*", True), ("*/sa/cart", True), ("*", True), ("cluster.local/ns/other/*", False)],
+    [
+        (PEER, True),
+        ("cluster.local/ns/shop/*", True),
+        ("*/sa/cart", True),
+        ("*", True),
+        ("cluster.local/ns/other/*", False),
+    ],
 )
 def test_M34_principals(action: str, value: str, matched: bool) -> None:
     assert matches(sent_by(principals=[value]), ask(peer=PEER), action) is matched
@@ -416,7 +443,9 @@ def test_M34_principals(action: str, value: str, matched: bool) -> None:
 
 
 @BOTH
-@pytest.mark.parametrize(("value", "matched"), [("shop", True), ("s*p", True), ("*", True), ("sho", False), ("other", False)])
+@pytest.mark.parametrize(
+    ("value", "matched"), [("shop", True), ("s*p", True), ("*", True), ("sho", False), ("other", False)]
+)
 def test_M35_namespaces(action: str, value: str, matched: bool) -> None:
     assert matches(sent_by(namespaces=[value]), ask(peer=PEER), action) is matched
     assert matches(sent_by(notNamespaces=[value]), ask(peer=PEER), action) is not matched
@@ -541,7 +570,17 @@ def test_M41_texts_and_texts_in_lists_match(claim: Any, matched: bool) -> None:
 
 @pytest.mark.parametrize(
     ("claim", "matched"),
-    [("a", True), (["a"], True), (["", "a"], True), ("", False), ([], False), ([""], False), (1, False), (True, False), ({}, False)],
+    [
+        ("a", True),
+        (["a"], True),
+        (["", "a"], True),
+        ("", False),
+        ([], False),
+        ([""], False),
+        (1, False),
+        (True, False),
+        ({}, False),
+    ],
 )
 def test_M42_presence_of_a_claim_is_a_text_that_is_not_empty(claim: Any, matched: bool) -> None:
     assert matches(when("request.auth.claims[x]", "*"), ask(claims={"x": claim})) is matched
@@ -560,7 +599,9 @@ def test_M43_not_values_hold_unless_a_value_matches(action: str, claims: Json | 
 
 
 @BOTH
-@pytest.mark.parametrize(("claim", "matched"), [(["a"], True), (["a", "b"], False), (["c"], False), (["b"], False), ([], False)])
+@pytest.mark.parametrize(
+    ("claim", "matched"), [(["a"], True), (["a", "b"], False), (["c"], False), (["b"], False), ([], False)]
+)
 def test_M44_values_and_not_values_must_both_hold(action: str, claim: list[str], matched: bool) -> None:
     rule = when("request.auth.claims[x]", "a", not_values=["b"])
     assert matches(rule, ask(claims={"x": claim}), action) is matched
@@ -604,7 +645,10 @@ def test_M45_more_names_come_with_the_issuers_rule() -> None:
     assert [selected.split_for(issuer) for issuer in "abc"] == [{"x", "z"}, {"y", "z"}, {"z"}]
 
 
-@pytest.mark.parametrize(("split", "subject", "matched"), [({"sub"}, "s", False), ({"iss"}, "s", False), ({"sub"}, " ", True), ({"x"}, "s", True)])
+@pytest.mark.parametrize(
+    ("split", "subject", "matched"),
+    [({"sub"}, "s", False), ({"iss"}, "s", False), ({"sub"}, " ", True), ({"x"}, "s", True)],
+)
 def test_M45_an_issuer_or_subject_that_is_split_is_no_text(split: set[str], subject: str, matched: bool) -> None:
     question = ask(claims={"iss": "i", "sub": subject}, split=frozenset(split))
     assert matches(sent_by(requestPrincipals=["*"]), question) is matched
@@ -620,7 +664,9 @@ def test_M45_an_issuer_or_subject_that_is_split_is_no_text(split: set[str], subj
         ({"x": "a"}, True, False), ({"x": "b"}, False, True), ({"x": "b, c"}, False, True), ({"x": ""}, False, True), ({}, False, True),
     ],
 )  # fmt: skip
-def test_M46_a_header_is_one_of_the_values_or_none(action: str, headers: Mapping[str, str], is_one: bool, is_none: bool) -> None:
+def test_M46_a_header_is_one_of_the_values_or_none(
+    action: str, headers: Mapping[str, str], is_one: bool, is_none: bool
+) -> None:
     assert matches(when("request.headers[X]", "a"), ask(headers=headers), action) is is_one
     assert matches(when("request.headers[X]", not_values=["a"]), ask(headers=headers), action) is is_none
 
@@ -636,13 +682,21 @@ def test_M46_lines_and_lists_cannot_be_told_apart_so_they_are_in_doubt(header: s
 
 @pytest.mark.parametrize(
     ("values", "not_values", "port", "matched"),
-    [(["443"], [], 443, True), (["443", "80"], [], 80, True), (["443"], [], 80, False), ([], ["80"], 443, True), ([], ["80"], 80, False)],
+    [
+        (["443"], [], 443, True),
+        (["443", "80"], [], 80, True),
+        (["443"], [], 80, False),
+        ([], ["80"], 443, True),
+        ([], ["80"], 80, False),
+    ],
 )
 def test_M47_destination_port(values: list[str], not_values: list[str], port: int, matched: bool) -> None:
     assert matches(when("destination.port", *values, not_values=not_values), ask(port=port)) is matched
 
 
-@pytest.mark.parametrize("key", ["destination.ip", "connection.sni", "experimental.envoy.filters.network.mysql_proxy[db.t]"])
+@pytest.mark.parametrize(
+    "key", ["destination.ip", "connection.sni", "experimental.envoy.filters.network.mysql_proxy[db.t]"]
+)
 def test_M47_what_a_check_service_cannot_see_is_an_error(key: str) -> None:
     assert "check service" in refused(policy(when(key, "10.0.0.1")))
 
@@ -686,7 +740,9 @@ def test_M66_a_selector_asks_for_all_labels_in_its_namespace(labels: Json, names
     ("namespace", "hosts"),
     [("shop", {"cart.example", "pay.example"}), ("other", {"cart.other"}), ("istio-system", set(SHOP))],
 )
-def test_M67_without_selector_a_policy_is_for_its_namespace_or_from_the_root_for_all(namespace: str, hosts: set[str]) -> None:
+def test_M67_without_selector_a_policy_is_for_its_namespace_or_from_the_root_for_all(
+    namespace: str, hosts: set[str]
+) -> None:
     assert selected_by(namespace=namespace) == hosts
 
 
@@ -697,7 +753,11 @@ def test_M67_the_root_namespace_can_have_another_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [{"targetRef": {"kind": "Service", "name": "cart", "group": ""}}, {"targetRefs": [{"kind": "Service", "name": "cart", "group": ""}]}]
+    "spec",
+    [
+        {"targetRef": {"kind": "Service", "name": "cart", "group": ""}},
+        {"targetRefs": [{"kind": "Service", "name": "cart", "group": ""}]},
+    ],
 )
 def test_M68_a_target_is_one_of_the_policys_namespace(spec: Json) -> None:
     assert selected_by(namespace="shop", **spec) == {"cart.example"}
@@ -714,7 +774,10 @@ def test_M68_there_is_at_most_one_kind_of_selection() -> None:
     [
         ({"namespace": "nowhere"}, "is in the namespace nowhere, so"),
         ({"namespace": "shop", "selector": {"matchLabels": {"app": "stock"}}}, "with the label app: stock"),
-        ({"namespace": "istio-system", "selector": {"matchLabels": {"app": "stock"}}}, "in any namespace with the label"),
+        (
+            {"namespace": "istio-system", "selector": {"matchLabels": {"app": "stock"}}},
+            "in any namespace with the label",
+        ),
     ],
 )
 def test_M69_what_cannot_be_resolved_is_an_error(spec: Json, words: str) -> None:
@@ -733,4 +796,6 @@ def test_M69_a_host_that_is_named_nowhere_is_denied() -> None:
 
 
 def test_the_policies_of_the_tests_are_those_that_people_write() -> None:
-    assert [resource.full_name for resource in resources(policy(EVERY, namespace="a"), authentication(namespace="b"))] == ["a/p", "b/r"]
+    assert [
+        resource.full_name for resource in resources(policy(EVERY, namespace="a"), authentication(namespace="b"))
+    ] == ["a/p", "b/r"]

@@ -196,8 +196,7 @@ def _same_names(resources: Sequence[Resource]) -> Problems:
     return [
         (resource.place, f"{resource.full_name} is there already, at {first[type(resource), resource.full_name]}")
         for resource in resources
-        if names[type(resource), resource.full_name] > 1
-        and resource.place != first[type(resource), resource.full_name]
+        if names[type(resource), resource.full_name] > 1 and resource.place != first[type(resource), resource.full_name]
     ]
 
 

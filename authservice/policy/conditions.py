@@ -1,6 +1,6 @@
 """What sources, operations and ``when`` ask for, each field as one `conjuncts.Conjunct` (M15, M22 to M47).
 
-`conjuncts_of_operation` and its kind take values of `resources` and where they stand in their rule.
+Takes values of `resources` and where they stand in their rule, for the words of explanations.
 """
 
 from __future__ import annotations
@@ -20,6 +20,9 @@ from authservice.policy.resources import Condition, Operation, Source
 
 ADDRESS_KEYS = frozenset({"source.ip", "remote.ip"})
 PEER_KEYS = frozenset({"source.principal", "source.namespace", "source.serviceAccount"})
+
+_Field = tuple[str, Subject, Sequence[Any], Sequence[Any]]
+"""Its name in the YAML, what it looks at, its values and those of its ``not…``."""
 
 _HEADERS, _CLAIMS = "request.headers", "request.auth.claims"
 _NO_PEER = "the caller's identity in the mesh is not known"
@@ -109,30 +112,29 @@ def subject_of_key(key: str, namespace: str) -> Subject:
 
 def of_operation(operation: Operation, place: str, doubt: bool) -> tuple[Conjunct, ...]:
     """What one entry of ``to`` asks for."""
-    return _conjuncts(place, doubt, (
+    fields: tuple[_Field, ...] = (
         ("methods", _METHOD, operation.methods, operation.not_methods),
         ("hosts", _HOST, operation.hosts, operation.not_hosts),
         ("ports", _PORT, operation.ports, operation.not_ports),
         ("paths", _PATH, operation.paths, operation.not_paths),
-    ))
+    )
+    return _conjuncts(fields, place, doubt)
 
 
 def of_source(source: Source, namespace: str, place: str, doubt: bool) -> tuple[Conjunct, ...]:
     """What one entry of ``from`` asks for, in a policy of ``namespace``."""
-    return _conjuncts(place, doubt, (
+    fields: tuple[_Field, ...] = (
         ("requestPrincipals", _PRINCIPAL, source.request_principals, source.not_request_principals),
         ("principals", _PEER, source.principals, source.not_principals),
         ("namespaces", _NAMESPACE, source.namespaces, source.not_namespaces),
         ("serviceAccounts", _account(namespace), source.service_accounts, source.not_service_accounts),
         ("ipBlocks", _SOURCE_IP, source.ip_blocks, source.not_ip_blocks),
         ("remoteIpBlocks", _REMOTE_IP, source.remote_ip_blocks, source.not_remote_ip_blocks),
-    ))
+    )
+    return _conjuncts(fields, place, doubt)
 
 
-Field = tuple[str, Subject, Sequence[Any], Sequence[Any]]
-
-
-def _conjuncts(place: str, doubt: bool, fields: Sequence[Field]) -> tuple[Conjunct, ...]:
+def _conjuncts(fields: Sequence[_Field], place: str, doubt: bool) -> tuple[Conjunct, ...]:
     return tuple(
         conjunct(subject, values, not_values, _label(place, name), doubt=doubt)
         for name, subject, values, not_values in fields
@@ -153,15 +155,10 @@ def of_condition(condition: Condition, namespace: str, place: str, doubt: bool) 
 
 def asks_for_addresses(source: Source) -> bool:
     """Whether an entry of ``from`` needs to know who called from where (M33)."""
-    return bool(
-        source.ip_blocks or source.not_ip_blocks or source.remote_ip_blocks or source.not_remote_ip_blocks
-    )
+    return bool(source.ip_blocks or source.not_ip_blocks or source.remote_ip_blocks or source.not_remote_ip_blocks)
 
 
 def asks_for_peers(source: Source) -> bool:
     """Whether an entry of ``from`` needs identities in the mesh (M37)."""
-    return bool(
-        source.principals or source.not_principals
-        or source.namespaces or source.not_namespaces
-        or source.service_accounts or source.not_service_accounts
-    )
+    wanted = source.principals or source.namespaces or source.service_accounts
+    return bool(wanted or source.not_principals or source.not_namespaces or source.not_service_accounts)

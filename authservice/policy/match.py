@@ -13,11 +13,6 @@ from ipaddress import IPv6Address, ip_address
 from authservice.policy.resources import Network
 from authservice.policy.templates import canonical_text, is_template, template
 
-__all__ = [
-    "Spellings", "TextTest", "any_of", "any_text", "hosts", "is_template", "lines", "networks", "paths",
-    "read_address", "template", "texts",
-]
-
 TextTest = Callable[[str], bool]
 Spellings = tuple[tuple[int, int], ...]
 """An address as version and number; two of them where one IPv6 address stands for an IPv4 address."""
@@ -35,9 +30,7 @@ def any_line(_: str) -> bool:
     return True
 
 
-def texts(
-    values: Sequence[str], present: TextTest = any_text, spelled: Callable[[str], str] = str
-) -> TextTest:
+def texts(values: Sequence[str], present: TextTest = any_text, spelled: Callable[[str], str] = str) -> TextTest:
     """Whether a text is any of the values, each in its form (M16): ``exact``, ``prefix*``, ``*suffix``, or
     ``*``, which is what ``present`` says. What a form holds is compared as ``spelled``."""
     exact = frozenset(spelled(value) for value in values if not (value.startswith("*") or value.endswith("*")))
