@@ -25,6 +25,7 @@ from authservice.rehearsal.asked import Asked
 from authservice.rehearsal.cases import Case, Cases, read_cases
 from authservice.rehearsal.means import Means, gather, load, load_anywhere, resources_of
 from authservice.strictjson import BadJson, read_object
+from authservice.terminal import carried_out, say, shown
 
 OK, NOT_SO, USAGE_OR_PROBLEMS, NO_KEYS = 0, 1, 2, 3
 
@@ -121,6 +122,10 @@ def _header(line: str) -> tuple[str, str]:
 
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Carries out one action; gives the exit status."""
+    return carried_out(lambda: _carry_out(arguments, environ))
+
+
+def _carry_out(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     action = {"check": _check, "explain": _explain, "test": _test}[arguments.action]
     try:
         return action(arguments, environ)
@@ -194,7 +199,7 @@ def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if arguments.json:
         print(json.dumps(as_json(answer), ensure_ascii=False))
     else:
-        print("\n".join(map(_shown, in_words(answer))))
+        print("\n".join(map(shown, in_words(answer))))
     return NOT_SO if answer.reason in (BAD_TOKEN, WRONG_AUDIENCE) else OK
 
 
@@ -267,7 +272,7 @@ def as_json(answer: Answer) -> dict[str, Any]:
 def in_words(answer: Answer) -> list[str]:
     """An answer for people, line by line."""
     decided = f": {_rule_of(answer.hit)}" if answer.hit else ""
-    lines = [f"{answer.verdict}: {SENTENCES[answer.reason]}{decided}"]
+    lines = [f"{answer.verdict} ({answer.reason}): {SENTENCES[answer.reason]}{decided}"]
     lines += [f"  {answer.detail}"] if answer.detail else []
     if answer.workload:
         lines.append(f"workload: {answer.workload}")
@@ -321,8 +326,8 @@ def _failures(cases: Cases, rehearsal: Rehearsal) -> int:
         wrong = _differences(case, answer)
         if wrong:
             failed += 1
-            print(_shown(f"{case.place.file}:{case.place.line}: {case.name}: {wrong}"))
-            print("".join(f"    {_shown(line)}\n" if line else "\n" for line in in_words(answer)))
+            print(shown(f"{case.place.file}:{case.place.line}: {case.name}: {wrong}"))
+            print("".join(f"    {shown(line)}\n" if line else "\n" for line in in_words(answer)))
     return failed
 
 
@@ -344,14 +349,9 @@ def _differences(case: Case, answer: Answer) -> str:
 
 def _tell_problems(problems: Sequence[str]) -> None:
     for problem in problems:
-        print(_shown(problem))
+        print(shown(problem))
     print(f"{counted(len(problems), 'problem')}.")
 
 
 def _tell(message: str) -> None:
-    print(f"authservice policy: {_shown(message)}", file=sys.stderr)
-
-
-def _shown(text: str) -> str:
-    """Fit for a terminal: nothing in it moves the cursor, changes colours or turns text around."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    say(f"authservice policy: {shown(message)}\n")

@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "navigation": set(),
     "same_origin": set(),
     "moments": set(),
+    "terminal": set(),
     "pipeline": VALUES | {"authn", "authz"},
     "gateways": VALUES,
     "links": set(),

@@ -31,7 +31,7 @@ from authservice.rehearsal.means import Means
 _MOST_KEPT = 1000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Unchanging:
     """A set that nobody reloads."""
 
