@@ -21,6 +21,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
 from authservice import authenticators, authorizers, doors, judge, logs, policies, site, startup, upkeep
+from authservice.authn.outputs import Outputs
 from authservice.bodies import KEPT_BODY, MOST_BODY
 from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
@@ -183,17 +184,19 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     )
     ruling = policies.build(settings, counts)
     judges = authorizers.build(settings, ruling, trust, now)
+    enforced = None if settings.policy_dry_run else ruling
     pipeline = Pipeline(
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
         authenticators=authenticators.build(
-            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts, keepers.all)
+            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts, keepers.all, enforced)
         ),
         authorizers=judges.all,
         headers=headers,
         ready=provider.metadata,
         redirects=redirects(settings),
         return_addresses=return_addresses,
+        outputs=Outputs(enforced) if enforced else None,
         admits_anonymous=judges.admits_anonymous,
     )
     own = OwnPaths(

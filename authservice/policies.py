@@ -13,8 +13,9 @@ from authservice.ops import Counts
 from authservice.policy import workloads
 from authservice.policy.compile import PolicySet, compile
 from authservice.policy.current import Policies
+from authservice.policy.outputs import output_problems
 from authservice.policy.read import files_of, read
-from authservice.policy.resources import Place, PolicyErrors
+from authservice.policy.resources import Place, PolicyErrors, RequestAuthentication
 from authservice.settings import Settings
 
 
@@ -37,13 +38,22 @@ def load(settings: Settings) -> PolicySet:
         place = Place(str(workloads.file_of(settings.policy_workloads) or "POLICY_WORKLOADS"), 1)
         raise PolicyErrors([(place, line) for line in str(error).splitlines()]) from None
     trusts = bool(settings.trusted_proxies)
-    return compile(
-        resources,
-        named,
-        root_namespace=settings.policy_root_namespace,
-        knows_addresses=trusts,
-        knows_peers=trusts and bool(settings.policy_peer_header),
-    )
+    taken = (settings.userid_header, settings.groups_header, settings.auth_method_header)
+    rules = (rule for one in resources if isinstance(one, RequestAuthentication) for rule in one.rules)
+    clashes = output_problems(rules, taken)
+    try:
+        compiled = compile(
+            resources,
+            named,
+            root_namespace=settings.policy_root_namespace,
+            knows_addresses=trusts,
+            knows_peers=trusts and bool(settings.policy_peer_header),
+        )
+    except PolicyErrors as errors:
+        raise PolicyErrors([*errors.problems, *clashes]) from None
+    if clashes:
+        raise PolicyErrors(clashes)
+    return compiled
 
 
 def files(settings: Settings) -> list[Path]:
