@@ -336,9 +336,9 @@ def _tell() -> Json:
     return {"mappers": [{"filter": {"status_code_filter": {"comparison": comparison}}, "headers_to_add": added}]}
 
 
-def configuration(sets: Mapping[str, Sequence[Json]], port: int) -> Json:
+def configuration(sets: Mapping[str, Sequence[Json]], port: int, *, normalises: bool) -> Json:
     """Envoy's configuration for policy sets by their names. A set is there a second time under its name with
-    a ``+``: with the policies that are on trial enforced, too."""
+    a ``+``: with the policies that are on trial enforced, too. ``normalises`` resolves dot segments first."""
     providers: Json = {}
     requirements: Json = {}
     routes = []
@@ -357,7 +357,8 @@ def configuration(sets: Mapping[str, Sequence[Json]], port: int) -> Json:
     ]
     manager = _typed(
         "http", "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="http", use_remote_address=False, http_filters=filters, local_reply_config=_tell(),
+        stat_prefix="http", use_remote_address=False, normalize_path=normalises, http_filters=filters,
+        local_reply_config=_tell(),
         route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     )
     listener = {
@@ -375,7 +376,7 @@ def configuration(sets: Mapping[str, Sequence[Json]], port: int) -> Json:
 @dataclass(frozen=True)
 class Said:
     """Envoy's answer: its status, whether an AUDIT rule matched, and the DENY rule's name that refused
-    (``none`` when no ALLOW rule matched; empty when none of the rbac filters refused)."""
+    (``none`` when no ALLOW rule matched, ``token`` when a token was no good, empty when nothing refused)."""
 
     status: int
     audited: bool
@@ -385,10 +386,10 @@ class Said:
 class JudgingEnvoy:
     """A real Envoy with policy sets. A context manager: it runs inside of ``with``."""
 
-    def __init__(self, folder: Path, sets: Mapping[str, Sequence[Json]]) -> None:
+    def __init__(self, folder: Path, sets: Mapping[str, Sequence[Json]], *, normalises: bool = False) -> None:
         self.port = free_port()
         path = folder / "envoy.json"
-        path.write_text(json.dumps(configuration(sets, self.port)))
+        path.write_text(json.dumps(configuration(sets, self.port, normalises=normalises)))
         command = [require("envoy"), "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn"]
         self.program = Program("envoy", command, folder / "envoy.log")
         self._connections: dict[tuple[str, int], socket.socket] = {}
@@ -420,9 +421,7 @@ class JudgingEnvoy:
         answer.read()
         if answer.will_close:
             self._connections.pop((source, port)).close()
-        refused = re.fullmatch(r"rbac_access_denied_matched_policy\[(.*)]", answer.getheader("x-details", ""))
-        return Said(
-            answer.status,
-            answer.getheader("x-audited", "") == "true",
-            refused[1] if refused else "",
-        )
+        details = answer.getheader("x-details", "")
+        rule = re.fullmatch(r"rbac_access_denied_matched_policy\[(.*)]", details)
+        refused_by = rule[1] if rule else "token" if details.startswith("jwt_authn") else ""
+        return Said(answer.status, answer.getheader("x-audited", "") == "true", refused_by)

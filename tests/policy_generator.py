@@ -33,6 +33,7 @@ FORWARDED = ("203.0.113.7", "203.0.113.200", "198.51.100.3", "10.0.0.1", "2001:d
 SEGMENTS = (
     "a", "b", "c", "d", "A", "api", "v1", "users", "7", "b.txt", ".txt", "%2e%2e", "..", ".", "b%2Fx", "b=1", "b;x=1",
     "b*c", "a*", "*", "**", "b|c", "[x]", "b@c", "~b", "a%20b", "b:c", "b,c", "index.html",
+    "%41", "%7eb", "%5Cb", "b\\c", "%3bx", "%C3%A9", "b'c", 'b"c', "b<c", "%7Cc", "b^c", "b`c", "(b)", "$b", "b!", "b&c",
 )
 QUERIES = ("", "", "", "?x=1", "?next=/a/b&y=%2F", "?")
 HEADERS = ("x-env", "x-role", "x-version", "user-agent", "accept")
@@ -47,7 +48,10 @@ CLAIMS = (
 NESTED = (("realm_access", "roles"), ("resource_access", "api", "roles"), ("a", "b"), ("list", "x"))
 
 # Policies' paths are compared in one spelling, in which these are written so; requests have both.
-_SPELLED = str.maketrans({"|": "%7C", "[": "%5B", "]": "%5D"})
+_SPELLED = {
+    "|": "%7C", "[": "%5B", "]": "%5D", '"': "%22", "<": "%3C", "^": "%5E", "`": "%60", "\\": "%5C",
+    "%2e": ".", "%41": "A", "%7e": "~", "%3b": "%3B",
+}
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Sent:
     """One request as it goes over the wire, and the token with it.
 
     ``claims`` are those of a good token, ``None`` for a request without one. ``forwarded`` is the value of
-    X-Forwarded-For, empty when there is none.
+    X-Forwarded-For, empty when there is none. ``tokens`` counts those that the headers and the target hold.
     """
 
     method: str
@@ -66,6 +70,7 @@ class Sent:
     port: int
     forwarded: str = ""
     claims: Mapping[str, Any] | None = None
+    tokens: int = 0
 
     @property
     def path(self) -> str:
@@ -355,7 +360,9 @@ class Maker:
         path = self.around.path if fits else self._path()
         if self.maybe(0.35):
             return self._template(path)
-        return self._form(path.translate(_SPELLED), fits).replace("%2e", ".")
+        for raw, spelled in _SPELLED.items():
+            path = path.replace(raw, spelled)
+        return self._form(path, fits)
 
     def _template(self, path: str) -> str:
         """A template made of a path: operators for some of its segments (M30)."""
