@@ -8,7 +8,7 @@ host, an explanation all of them.
 from __future__ import annotations
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Generic, TypeVar
@@ -26,7 +26,7 @@ from authservice.policy.resources import (
     Rule,
 )
 from authservice.policy.rules import CompiledPolicy, compile_policy
-from authservice.policy.selection import selects, unresolved
+from authservice.policy.selection import Selections
 from authservice.policy.verdicts import UNKNOWN_WORKLOAD, Lane, decide, lane
 from authservice.policy.workloads import Workloads
 
@@ -162,29 +162,29 @@ def compile(
 ) -> PolicySet:
     """The set that resources make for workloads. Raises `resources.PolicyErrors` with every problem: two
     resources of one name, a policy that would count nowhere, one that asks for addresses or for identities
-    in the mesh which nobody tells."""
+    in the mesh which nobody tells. Their values are as `read` has checked them."""
     ordered = sorted(resources, key=lambda resource: (resource.full_name, resource.place))
+    selections = Selections(workloads, root_namespace)
     problems = _same_names(ordered)
-    compiled: dict[str, CompiledPolicy] = {}
+    policies: dict[str, list[CompiledPolicy]] = defaultdict(list)
+    authentications: dict[str, list[RequestAuthentication]] = defaultdict(list)
     for resource in ordered:
-        if not any(selects(resource, workload, workloads, root_namespace) for workload in workloads.all):
-            problems.append((resource.place, unresolved(resource, workloads, root_namespace)))
-        if isinstance(resource, AuthorizationPolicy):
-            problems += [] if knows_addresses else _address_problems(resource)
-            problems += [] if knows_peers else _peer_problems(resource)
-            try:
-                compiled[resource.full_name] = compile_policy(resource)
-            except ValueError as error:
-                problems.append((resource.place, str(error)))
+        chosen = selections.of(resource)
+        if not chosen:
+            problems.append((resource.place, selections.missing(resource)))
+        if isinstance(resource, RequestAuthentication):
+            for name in chosen:
+                authentications[name].append(resource)
+            continue
+        problems += [] if knows_addresses else _address_problems(resource)
+        problems += [] if knows_peers else _peer_problems(resource)
+        compiled = compile_policy(resource)
+        for name in chosen:
+            policies[name].append(compiled)
     if problems:
         raise PolicyErrors(sorted(problems))
-    selected = []
-    for workload in workloads.all:
-        chosen = [resource for resource in ordered if selects(resource, workload, workloads, root_namespace)]
-        policies = [compiled[one.full_name] for one in chosen if isinstance(one, AuthorizationPolicy)]
-        authentications = [one for one in chosen if isinstance(one, RequestAuthentication)]
-        selected.append(Selected(workload.name, policies, authentications))
-    return PolicySet(ordered, workloads, selected)
+    names = [workload.name for workload in workloads.all]
+    return PolicySet(ordered, workloads, [Selected(name, policies[name], authentications[name]) for name in names])
 
 
 Problems = list[tuple[Place, str]]

@@ -138,7 +138,7 @@ class CompiledPolicy:
 
 
 def compile_policy(policy: AuthorizationPolicy) -> CompiledPolicy:
-    """The policy ready to be asked. Raises `ValueError` with a sentence for a condition that has no meaning.
+    """The policy ready to be asked. Raises `ValueError` for what `read` refuses.
 
     What is in doubt matches no rule that grants and every rule that denies or records (M26).
     """
