@@ -118,6 +118,7 @@ class PolicySet:
     def __init__(self, resources: Sequence[Resource], workloads: Workloads, selected: Sequence[Selected]) -> None:
         policies = [resource for resource in resources if isinstance(resource, AuthorizationPolicy)]
         self.policies = len(resources)
+        """How many resources there are, of both kinds."""
         self.uses_addresses = any(_address_problems(policy) for policy in policies)
         self.uses_peers = any(_peer_problems(policy) for policy in policies)
         self.jwt_rules: tuple[JwtRule, ...] = tuple(

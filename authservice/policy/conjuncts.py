@@ -36,8 +36,9 @@ class Subject:
 
     ``look`` finds it, ``None`` when it is not there, which is a doubt where ``doubtful`` says so and
     otherwise simply no value's. ``compare`` makes of values a test of what was found, whose ``None`` is a
-    doubt as well. ``none`` says in words what it means that there is none. What
-    nothing but the method or the host decides is ``settled_by`` it. In explanations what was found stands as ``told`` makes it, unless it is ``hidden``.
+    doubt as well. ``none`` says in words what it means that there is none. What the method or the host
+    decides by itself is ``settled_by`` it. In explanations what was found stands as ``told`` makes it,
+    unless it is ``hidden``.
     """
 
     look: Callable[[Question], Any]
