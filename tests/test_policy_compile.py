@@ -423,9 +423,11 @@ def test_verdicts_hold_nothing_of_the_request() -> None:
 
 def test_what_is_long_or_strange_is_shortened_and_escaped() -> None:
     rule = when("request.auth.claims[x]", "a")
-    (step,) = policy_set(policy(rule)).explain(ask(claims={"x": "\x1b[31m\n" + "y" * 5000})).steps
+    strange = "\x1b[31m\n\x7f\x9b\u202e\u2028\ud800größe"
+    (step,) = policy_set(policy(rule)).explain(ask(claims={"x": strange + "y" * 5000})).steps
     assert len(step.failed) < 250
     assert step.failed.isprintable()
+    assert "größe" in step.failed
     (step,) = policy_set(policy(rule)).explain(ask(claims={"x": {"a": "b"}})).steps
     assert "an object is none of" in step.failed
 

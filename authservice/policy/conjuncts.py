@@ -134,8 +134,8 @@ def _listed(subject: Subject, values: Sequence[Any]) -> str:
 
 
 def show(value: Any) -> str:
-    """A value as an operator reads it: texts in quotes with what controls escaped, others as JSON,
-    shortened. Whatever looks like a credential is not shown."""
+    """A value as an operator reads it: texts in quotes, others as JSON, shortened, and escaped wherever a
+    terminal would not simply show it. Whatever looks like a credential is not shown."""
     if isinstance(value, Mapping):
         text = "an object"
     elif isinstance(value, (str, int, float, bool, list, tuple)):
@@ -144,7 +144,12 @@ def show(value: Any) -> str:
         text = f'"{value}"'
     if _SECRET_VALUE.search(text):
         return _HIDDEN
-    return text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
+    shortened = text if len(text) <= MOST_SHOWN else text[:MOST_SHOWN] + "…"
+    return "".join(map(_printable, shortened))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def is_secret(name: str) -> bool:
