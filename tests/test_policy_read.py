@@ -64,8 +64,8 @@ def policy(spec: str, metadata: str = "{name: a}") -> str:
 
 def tokens(rule: str) -> JwtRule:
     lines = "".join(f"    {line}\n" for line in rule.strip("\n").splitlines())
-    text = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: t}\nspec:\n  jwtRules:\n  -\n"
-    (resource,) = read_text(text + lines, "t.yaml")
+    head = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: t}\n"
+    (resource,) = read_text(f"{head}spec:\n  jwtRules:\n  -\n{lines}", "t.yaml")
     assert isinstance(resource, RequestAuthentication)
     return resource.rules[0]
 
@@ -321,7 +321,7 @@ def test_all_problems_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(PolicyErrors) as raised:
         read([tmp_path, tmp_path / "e.yaml"])
     assert str(raised.value).replace(f"{tmp_path}/", "").splitlines() == [
-        'a.yaml:5: spec.action: "deny" is no action; taken are ALLOW, DENY and AUDIT',
+        'a.yaml:5: spec.action: "deny" is no action; taken are ALLOW, DENY, AUDIT',
         'a.yaml:6: spec.rule: there is no field "rule" here; did you mean rules?',
         "c.json:1: apiVersion is missing",
         "c.json:1: metadata is missing, and with it the name",
@@ -370,7 +370,7 @@ def test_a_value_is_quoted_shortly_and_on_one_line() -> None:
     (said,) = complaints(policy(f"action: \"{'x' * 500}\\n\\u2028\""))
     assert len(said) < 160
     assert complaints(policy('action: "a\\nb\\e[1m"')) == [
-        'a.yaml:5: spec.action: "a\\u000ab\\u001b[1m" is no action; taken are ALLOW, DENY and AUDIT'
+        'a.yaml:5: spec.action: "a\\u000ab\\u001b[1m" is no action; taken are ALLOW, DENY, AUDIT'
     ]
 
 
@@ -477,7 +477,8 @@ _VALUES = st.one_of(
     ]),
 )  # fmt: skip
 _TREES = st.recursive(
-    _VALUES, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_NAMES | st.text(max_size=4), inner, max_size=5)
+    _VALUES,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_NAMES | st.text(max_size=4), inner, max_size=5),
 )
 
 
@@ -492,13 +493,14 @@ def _documents(kind: str, spec: st.SearchStrategy[object]) -> st.SearchStrategy[
 
 
 _ENTRIES = st.dictionaries(_NAMES, _TREES, max_size=3)
-_SPECS = _documents("AuthorizationPolicy", st.fixed_dictionaries({
-    "rules": st.lists(st.fixed_dictionaries({}, optional={
-        "from": st.lists(st.fixed_dictionaries({"source": _ENTRIES}), max_size=2),
-        "to": st.lists(st.fixed_dictionaries({"operation": _ENTRIES}), max_size=2),
-        "when": st.lists(_ENTRIES, max_size=2),
-    }), max_size=2),
-})) | _documents("RequestAuthentication", st.fixed_dictionaries({"jwtRules": st.lists(_ENTRIES, max_size=2)}))  # fmt: skip
+_RULES = st.fixed_dictionaries({}, optional={
+    "from": st.lists(st.fixed_dictionaries({"source": _ENTRIES}), max_size=2),
+    "to": st.lists(st.fixed_dictionaries({"operation": _ENTRIES}), max_size=2),
+    "when": st.lists(_ENTRIES, max_size=2),
+})  # fmt: skip
+_SPECS = _documents("AuthorizationPolicy", st.fixed_dictionaries({"rules": st.lists(_RULES, max_size=2)})) | _documents(
+    "RequestAuthentication", st.fixed_dictionaries({"jwtRules": st.lists(_ENTRIES, max_size=2)})
+)
 
 
 @given(_SPECS)

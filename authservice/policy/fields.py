@@ -163,7 +163,8 @@ class Spot:
                 sentence = f"there is no field {shown(name)} here; {hint}"
                 self.problems.add(member.line, self.path(name), sentence)
             elif member.node.kind is Kind.NOTHING and not may_be_nothing:
-                self.problems.add(member.line, self.path(name), f"{name} has no value; give it one, or leave it out")
+                sentence = f"{name} has no value; give it one, or leave it out"
+                self.problems.add(member.line, self.path(name), sentence)
         return len(self.problems.found) > before
 
 

@@ -30,6 +30,7 @@ _CONDITION_FIELDS = ("key", "values", "notValues")
 
 
 def _with_not(*names: str) -> tuple[str, ...]:
+    """Each name, and the one of its opposite."""
     return tuple(form for name in names for form in (name, f"not{name[0].upper()}{name[1:]}"))
 
 
@@ -37,6 +38,15 @@ _SOURCE_FIELDS = _with_not(
     "principals", "requestPrincipals", "namespaces", "serviceAccounts", "ipBlocks", "remoteIpBlocks"
 )
 _OPERATION_FIELDS = _with_not("hosts", "ports", "methods", "paths")
+_ACCOUNT_FIELDS, _PEER_FIELDS = _with_not("serviceAccounts"), _with_not("principals", "namespaces")
+_MISPLACED = {
+    **{field: "it belongs into a source under from" for field in _SOURCE_FIELDS},
+    **{field: "it belongs into an operation under to" for field in _OPERATION_FIELDS},
+    **{field: "it belongs into an entry under when" for field in _CONDITION_FIELDS},
+    "source": "it belongs into an entry under from",
+    "operation": "it belongs into an entry under to",
+}
+"""What to say of a field that stands in a rule itself."""
 
 CUSTOM_REFUSED = (
     "CUSTOM asks another service, and this service is the custom authorizer: write what it is to decide as "
@@ -81,22 +91,17 @@ def authorization(
 
 def _action(spec: Spot) -> Action | None:
     """The action (M07); ``None``, and a problem, when it is none of ours."""
-    spot = spec.member("action")
-    provider = spec.member("provider")
-    if spot is None:
-        action: Action | None = Action.ALLOW
-    elif not spot.is_a(Kind.TEXT):
-        return None
-    elif spot.node.text == "CUSTOM":
-        spot.refuse(CUSTOM_REFUSED)
-        return None
-    else:
-        action = next((known for known in Action if known.value == spot.node.text), None)
-        if action is None:
-            spot.refuse(f"{shown(spot.node.text)} is no action; taken are ALLOW, DENY and AUDIT")
-    if provider is not None:
-        provider.refuse("a provider belongs to CUSTOM alone, which is not taken here")
-    return action
+    if spec.member("provider") is not None and spec.at("action").node.text != "CUSTOM":
+        spec.at("provider").refuse("a provider belongs to CUSTOM alone, which is not taken here")
+    return Action.ALLOW if spec.member("action") is None else spec.value("action", _action_of)
+
+
+def _action_of(text: str) -> Action:
+    if text == "CUSTOM":
+        raise ValueError(CUSTOM_REFUSED)
+    if text not in Action.__members__:
+        raise ValueError(f"{shown(text)} is no action; taken are {', '.join(Action.__members__)}")
+    return Action(text)
 
 
 def _rule(rule: Spot) -> Rule:
@@ -106,22 +111,12 @@ def _rule(rule: Spot) -> Rule:
     if rule.node.kind is Kind.NOTHING:
         rule.refuse("this rule is empty; {} is the rule that matches every request")
     elif rule.is_a(Kind.MAPPING):
-        rule.refuse_others(_RULE_FIELDS, _misplaced())
+        rule.refuse_others(_RULE_FIELDS, _MISPLACED)
         sources = tuple(_source(inner) for inner in _inner(rule, "from", "source", _SOURCE_FIELDS))
         operations = tuple(_operation(inner) for inner in _inner(rule, "to", "operation", _OPERATION_FIELDS))
         when = rule.member("when")
         conditions = tuple(_condition(entry) for entry in (when.items() if when is not None else ()))
     return Rule(sources, operations, conditions, rule.place)
-
-
-def _misplaced() -> dict[str, str]:
-    return {
-        **{field: "it belongs into a source under from" for field in _SOURCE_FIELDS},
-        **{field: "it belongs into an operation under to" for field in _OPERATION_FIELDS},
-        **{field: "it belongs into an entry under when" for field in _CONDITION_FIELDS},
-        "source": "it belongs into an entry under from",
-        "operation": "it belongs into an entry under to",
-    }
 
 
 def _inner(rule: Spot, side: str, name: str, known: tuple[str, ...]) -> list[Spot]:
@@ -153,8 +148,8 @@ def _says_something(spot: Spot, name: str) -> bool:
 
 
 def _source(source: Spot) -> Source:
-    accounts = [field for field in _with_not("serviceAccounts") if _says_something(source, field)]
-    others = [field for field in _with_not("principals", "namespaces") if _says_something(source, field)]
+    accounts = [field for field in _ACCOUNT_FIELDS if _says_something(source, field)]
+    others = [field for field in _PEER_FIELDS if _says_something(source, field)]
     if accounts and others:
         source.refuse(f"{accounts[0]} and {others[0]} cannot stand in one source")
     return Source(
