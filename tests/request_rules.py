@@ -27,11 +27,10 @@ from authservice.identity import AuthMethod, ClaimRules, Identity, IdentityHeade
 from authservice.oidc.issuers import FurtherIssuer, KeySource
 from authservice.outbound import Http
 from authservice.pipeline import Pipeline, is_preflight
-from authservice.policy.compile import PolicySet, compile
-from authservice.policy.read import read_text
+from authservice.policy.compile import PolicySet
 from authservice.policy.resources import JwtRule
-from authservice.policy.workloads import Workloads, parse
 from authservice.urls import PathPrefixes, ReturnAddresses, canonical_path
+from tests.policy_sets import authentication, policy_set
 from tests.provider import public_jwk, rsa_key
 
 IDENTITY_HEADERS = IdentityHeaders("kubeflow-userid", "kubeflow-groups", "Auth-Method")
@@ -73,23 +72,6 @@ class Issuer:
         """A jwtRule with these keys inline; ``fields`` change it, and ``None`` removes."""
         rule = {"issuer": self.issuer, "jwks": self.jwks, **fields}
         return {name: value for name, value in rule.items() if value is not None}
-
-
-def authentication(*rules: Mapping[str, Any], name: str = "tokens", **spec: Any) -> dict[str, Any]:
-    return {
-        "apiVersion": "security.istio.io/v1",
-        "kind": "RequestAuthentication",
-        "metadata": {"name": name, "namespace": "default"},
-        "spec": {"jwtRules": list(rules), **spec},
-    }
-
-
-def policy_set(*resources: Mapping[str, Any], workloads: str = "") -> PolicySet:
-    """The set that these resources make, read as the files of ``POLICY_PATH`` are."""
-    read = [one for resource in resources for one in read_text(json.dumps(resource), "policies.json")]
-    return compile(
-        read, parse(workloads) if workloads else Workloads.single(), knows_addresses=False, knows_peers=False
-    )
 
 
 def bearer(token: str, target: str = "/app", **headers: str) -> CheckRequest:
@@ -142,13 +124,17 @@ class Front:
     userid_claim: str = "email"
 
     def __post_init__(self) -> None:
-        given = self.policies or policy_set(authentication(*([self.rule] if self.rule else [])))
+        given = self.policies or policy_set(authentication(*([dict(self.rule)] if self.rule else [])))
         self.holder = Holder(given)
         self.made: list[JwtRule] = []
         self.sources = Sources(self.known, self._make)
         self.authenticator = RequestAuthenticator(
-            self.holder, BearerCache(100, self.lifetime, self.now), self.sources, ClaimRules(self.userid_claim, "groups"),
-            now=self.now, skips=is_preflight,
+            self.holder,
+            BearerCache(100, self.lifetime, self.now),
+            self.sources,
+            ClaimRules(self.userid_claim, "groups"),
+            now=self.now,
+            skips=is_preflight,
         )
         self.pipeline = Pipeline(
             open_paths=PathPrefixes(["/public"]),

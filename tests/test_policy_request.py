@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import jwt
 import pytest
@@ -23,8 +23,9 @@ from authservice.outbound import Http
 from authservice.pipeline import INVALID_TOKEN
 from authservice.sessions.seal import new_secret
 from tests.conftest import Clock
-from tests.provider import FakeProvider, ec_key, public_jwk, rsa_key, with_bad_signature
-from tests.request_rules import Front, Issuer, Session, authentication, bearer, check, person, policy_set
+from tests.policy_sets import authentication, policy_set
+from tests.provider import EVENT, FakeProvider, ec_key, public_jwk, rsa_key, with_bad_signature
+from tests.request_rules import Front, Issuer, Session, bearer, check, person
 from tests.test_bearer import signed_with_the_public_key, unsigned
 
 ANNA, BERT = Issuer("anna", 11), Issuer("bert", 12)
@@ -107,13 +108,12 @@ class TestBadTokens:
             told = [repr(denial(front, bearer(token))) for token in tokens]
         for text in (*told, caplog.text):
             assert "marked" not in text and not any(token[-20:] in text for token in tokens)
-        assert "policies.json:1: spec.jwtRules[0]: signature" in told[1]
+        assert "policies.yaml:1: spec.jwtRules[0]: signature" in told[1]
 
     def test_a_token_that_is_bound_to_a_key_or_reports_an_event_proves_nobody(self) -> None:
         front = Front(ANNA.rule())
-        bound: dict[str, Any] = {"cnf": {"jkt": "x"}}
-        for claims in (bound, {"events": {"http://schemas.openid.net/event/backchannel-logout": {}}}):
-            assert front.outcome(bearer(ANNA.token(**claims))) == 401
+        assert front.outcome(bearer(ANNA.token(cnf={"jkt": "x"}))) == 401
+        assert front.outcome(bearer(ANNA.token(events={EVENT: {}}))) == 401
 
 
 class TestPlaces:
@@ -145,7 +145,9 @@ class TestPlaces:
         for elsewhere in (bearer(good), check(f"/app?access_token={good}"), bearer("bad")):
             assert front.outcome(elsewhere) == 302
 
-    @pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic x", "{token}", "Token {token}", "Bearer\t{token}"])
+    @pytest.mark.parametrize(
+        "value", ["", "Bearer", "Bearer ", "Basic x", "{token}", "Token {token}", "Bearer\t{token}"]
+    )
     def test_M52_a_value_without_the_prefix_holds_no_token(self, value: str) -> None:
         held = value.format(token=ANNA.token())
         assert Front(ANNA.rule()).outcome(check(authorization=held)) == 302
@@ -258,11 +260,11 @@ class TestSeveralTokens:
         assert front.outcome(bearer(Issuer("carl", 13).token())) == 401
 
     def test_M65_and_on_no_other_workload(self) -> None:
-        workloads = json.dumps({
+        workloads = {
             "a.example": {"namespace": "default", "labels": {"app": "a"}},
             "b.example": {"namespace": "default", "labels": {"app": "b"}},
             "b.example/api/": {"namespace": "default", "labels": {"app": "a"}},
-        })
+        }
         selected = authentication(ANNA.rule(), selector={"matchLabels": {"app": "a"}})
         front = Front(policies=policy_set(selected, workloads=workloads))
         asked = bearer("bad")
@@ -287,7 +289,7 @@ class TestIssuers:
         anybody = {"jwksUri": keys_elsewhere.address("jwks")}
         front = Front(policies=policy_set(authentication(anybody, ANNA.rule())))
         for issuer in ("https://one.example", "https://two.example", None):
-            assert front.user(bearer(keys_elsewhere.access_token(iss=issuer, email="robot@example.com"))) == "robot@example.com"
+            assert front.user(bearer(keys_elsewhere.access_token(iss=issuer, email="robot@x"))) == "robot@x"
         assert front.user(bearer(ANNA.token(sub="anna"))) == "anna"
         assert front.outcome(bearer(BERT.token())) == 401
 
@@ -407,8 +409,8 @@ class TestAudiences:
         assert Front(ANNA.rule(audiences=["x", wanted])).outcome(bearer(ANNA.token(aud=given))) == 200
         assert Front(ANNA.rule(audiences=[wanted])).outcome(bearer(ANNA.token(aud=["y", given]))) == 200
 
-    @pytest.mark.parametrize("given", ["https://api.ex//", "api.ex/x", "ftp://api.ex", "API.EX", "HTTPS://api.ex", "api.e",
-                                       "http://https://api.ex", " api.ex"])
+    @pytest.mark.parametrize("given", ["https://api.ex//", "api.ex/x", "ftp://api.ex", "API.EX", "HTTPS://api.ex",
+                                       "api.e", "http://https://api.ex", " api.ex"])
     def test_M58_everything_else_does(self, given: str) -> None:
         assert Front(ANNA.rule(audiences=["https://api.ex"])).outcome(bearer(ANNA.token(aud=given))) == 403
 
@@ -427,7 +429,9 @@ class TestTimes:
                                                                    clock: Clock) -> None:
         front = Front(ANNA.rule(), now=clock)
         now = int(clock().timestamp())
-        said: dict[str, Any] = {name: now + value if isinstance(value, int) else value for name, value in claims.items()}
+        said: dict[str, Any] = {
+            name: now + value if isinstance(value, int) else value for name, value in claims.items()
+        }
         assert front.outcome(bearer(ANNA.token(**said))) == status
 
     def test_M59_without_exp_it_never_expires_and_is_still_not_remembered_for_ever(self, clock: Clock) -> None:
@@ -482,7 +486,7 @@ class TestSignatures:
 
 
 class TestPreflights:
-    PREFLIGHT = {"origin": "https://x.example", "access_control_request_method": "POST"}
+    PREFLIGHT: ClassVar = {"origin": "https://x.example", "access_control_request_method": "POST"}
 
     def test_M64_a_preflight_skips_the_token_check(self) -> None:
         front = Front(ANNA.rule())
@@ -521,7 +525,7 @@ class TestOthers:
         assert Front(others=(taker,)).outcome(bearer(BERT.token())) == 200
 
     def test_an_unknown_host_has_no_rules(self) -> None:
-        workloads = json.dumps({"a.example": {"namespace": "default"}})
+        workloads = {"a.example": {"namespace": "default"}}
         front = Front(policies=policy_set(authentication(ANNA.rule()), workloads=workloads))
         assert front.outcome(bearer("bad")) == 302
 
