@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import ip_network
 from itertools import permutations
 from typing import Any
 
 import pytest
 
+from authservice.gateways import Trust
 from authservice.policy.question import Ground, Hit, Question
 from authservice.policy.resources import PolicyErrors
 from tests.policy_sets import (
@@ -396,6 +398,23 @@ def test_M31_blocks_of_addresses(action: str, values: list[str], address: str, m
     assert matches(when("remote.ip", *values), remote, action) is matched
     assert not matches(sent_by(ipBlocks=values), remote, action)
     assert not matches(sent_by(remoteIpBlocks=values), source, action)
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "source", "remote"),
+    [
+        ("203.0.113.7", "203.0.113.7", "203.0.113.7"),
+        ("6.6.6.6, 203.0.113.7", "203.0.113.7", "203.0.113.7"),
+        ("6.6.6.6, 203.0.113.7, 10.0.0.2", "10.0.0.2", "203.0.113.7"),
+        ("6.6.6.6,unknown", None, None),
+        ("", None, None),
+    ],
+)
+def test_M32_the_client_is_the_last_that_no_trusted_proxy_added(
+    forwarded: str, source: str | None, remote: str | None
+) -> None:
+    trust = Trust([ip_network("127.0.0.1"), ip_network("10.0.0.0/8")], None)
+    assert trust.addresses({"x-forwarded-for": forwarded}) == (source, remote)
 
 
 @pytest.mark.parametrize("unknown", [None, "", "unix"])
