@@ -260,6 +260,11 @@ def test_documents_that_are_empty_are_passed_over() -> None:
     assert read_text("", "a.yaml") == [] == read_text("# nothing\n", "a.yaml")
 
 
+def test_lines_may_end_as_windows_ends_them() -> None:
+    assert one(REALM.replace("\n", "\r\n")).rules == one(REALM).rules
+    assert complaints(REALM.replace("ALLOW", "allow").replace("\n", "\r\n"))[0].startswith("a.yaml:6: spec.action:")
+
+
 def test_json_is_read_as_well() -> None:
     assert one(json.dumps(yaml.safe_load(REALM), indent="\t")).rules[0].conditions == one(REALM).rules[0].conditions
 

@@ -78,6 +78,8 @@ def _address(rule: Spot) -> str:
 
 
 def _is_web(address: str) -> bool:
+    if not address.isascii() or not address.isprintable() or " " in address:
+        return False
     try:
         parts = urlsplit(address)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
