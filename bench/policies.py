@@ -1,7 +1,7 @@
 """Policies for the benchmark: five for each host, of the shapes that people write.
 
-One host's are what a single application has; `MANY_HOSTS` hosts make `MANY_HOSTS` times five of them. The
-check that is measured is the same, of the same host, which stands in their midst.
+The check that is measured is the same, and so is its host: alone with a single policy, or in the midst of
+`MANY_HOSTS` hosts with `MANY` policies.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 MANY_HOSTS = 200
 POLICIES_OF_A_HOST = 5
+MANY = MANY_HOSTS * POLICIES_OF_A_HOST
 MEASURED = "app.example"
 
 ISSUER = "https://login.example.com/realms/bench"

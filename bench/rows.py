@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from bench.load import Request, measure
-from bench.policies import MANY_HOSTS, POLICIES_OF_A_HOST
+from bench.policies import MANY, MANY_HOSTS
 from bench.service import NAVIGATION, Service, browser
 from bench.stage import IN_TURN, STRANGERS, Stage
 
@@ -201,7 +201,7 @@ ROWS: tuple[Row, ...] = (
     Row("uncached-redis", "SESSION_CACHE_SIZE=0, Redis",
         _redis("authservice-uncached-redis", "redis", SESSION_CACHE_SIZE="0")),
     Row("policy-one", "one policy", _policies("authservice-policy", 0)),
-    Row("policy-many", f"{MANY_HOSTS * POLICIES_OF_A_HOST:,} policies on {MANY_HOSTS} hosts",
+    Row("policy-many", f"{MANY:,} policies on {MANY_HOSTS} hosts",
         _policies("authservice-policies", MANY_HOSTS)),
     Row("envoy-open", "Envoy without the check", _gateway("envoy", False)),
     Row("envoy", "Envoy with the check", _gateway("envoy", True)),
