@@ -198,6 +198,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         return_addresses=return_addresses,
         outputs=Outputs(enforced) if enforced else None,
         admits_anonymous=judges.admits_anonymous,
+        policies=lambda: ruling and ruling.current,
     )
     own = OwnPaths(
         settings.callback_path,

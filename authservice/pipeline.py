@@ -28,7 +28,8 @@ class Pipeline:
     ``ready`` raises `errors.NotReady` while nobody could log in. ``redirects`` says for a check
     whether an unauthenticated client is sent to the login rather than told to authenticate. ``outputs``
     completes each allow by what policies tell the application besides. ``admits_anonymous`` says of a
-    check without any credential whether nobody in particular may.
+    check without any credential whether nobody in particular may. ``policies`` gives the set that counts
+    now, which several of these ask: no decision is half of one set and half of another.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Pipeline:
         return_addresses: ReturnAddresses,
         outputs: Callable[[CheckRequest, Allow], Allow] | None = None,
         admits_anonymous: Callable[[CheckRequest], Granted | None] | None = None,
+        policies: Callable[[], object] = lambda: None,
     ) -> None:
         self._open_paths = open_paths
         self._preflights_pass = preflights_pass
@@ -55,6 +57,7 @@ class Pipeline:
         self._return_addresses = return_addresses
         self._outputs = outputs
         self._admits_anonymous = admits_anonymous
+        self._policies = policies
         self._nobody = Allow(None, *headers.render(None))
 
     def decide(self, check: CheckRequest, reach: Reach) -> Decision:
@@ -63,6 +66,13 @@ class Pipeline:
         Raises `check.NeedsIO` (only under `Reach.MEMORY`) when a step would have to wait; every
         failure of the closed family becomes a `Deny`, here and nowhere else.
         """
+        while True:
+            policies = self._policies()
+            decision = self._decide(check, reach)
+            if self._policies() is policies:
+                return decision
+
+    def _decide(self, check: CheckRequest, reach: Reach) -> Decision:
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
             return self._completed(check, self._nobody)
         try:

@@ -78,6 +78,7 @@ def numbers(browser: Browser) -> dict[str, int]:
 
 
 def logged_in(browser: Browser) -> Browser:
+    browser.app.extensions["authservice"].provider.ensure_known()
     assert browser.log_in("/").status == 302
     return browser
 
@@ -191,6 +192,7 @@ def test_a_host_that_is_no_workload_is_denied_for_everybody(house: House, provid
         policy({}), POLICY_WORKLOADS='{"app.example": {}, "api.example/v1/": {}}', POLICY_ALLOWS_ANONYMOUS="true",
         EXPLAIN_DENIALS="true",
     )
+    browser.app.extensions["authservice"].provider.ensure_known()
     assert browser.get(browser.begin("/", Host="other.example")).status == 302
     heard = hears(browser)
     assert browser.get("/x").status == 200

@@ -368,6 +368,7 @@ SITE = Browser.SITE
 @pytest.fixture
 def serviced(make_browser: Callable[..., Browser], file: Path, quickly: None) -> Browser:
     browser = make_browser(POLICY_PATH=str(file))
+    browser.app.extensions["authservice"].provider.ensure_known()
     assert browser.log_in("/").status == 302
     return browser
 
@@ -395,6 +396,7 @@ def test_workloads_in_a_file_are_read_again_with_the_policies(
     workloads = tmp_path / "workloads.yaml"
     workloads.write_text("app.example: {}\n")
     browser = make_browser(POLICY_PATH=str(file), POLICY_WORKLOADS=str(workloads))
+    browser.app.extensions["authservice"].provider.ensure_known()
     assert browser.log_in("/").status == 302
     assert (browser.get("/").status, browser.get("/", Host="other.example").status) == (200, 403)
     workloads.write_text("app.example: {}\nother.example: {}\n")
