@@ -85,7 +85,7 @@ def differences(said: Said, verdict: Verdict, matched: set[str]) -> Iterator[str
     """In which ways a verdict is another than Envoy's."""
     ours = 200 if verdict.allowed else 403
     if ours != said.status:
-        yield f"ours is {ours} ({verdict.ground.value} {verdict.hit}), Envoy's is {said.status} ({said.refused_by})"
+        yield f"ours {ours} ({verdict.ground.value} {verdict.hit}), Envoy {said.status} ({said.refused_by})"
     elif said.refused_by == "token":
         yield "Envoy refuses the token"
     elif (said.refused_by == "none") != (verdict.ground is Ground.NO_ALLOW_RULE):
@@ -97,19 +97,26 @@ def differences(said: Said, verdict: Verdict, matched: set[str]) -> Iterator[str
 
 
 class Comparison:
-    """One policy set beside its translation. ``path_of`` gives the path for policies of a request's target."""
+    """One policy set beside its translation. ``path_of`` gives what policies see of a request's target."""
 
     def __init__(
-        self, drawn: PolicySet, envoy: JudgingEnvoy, tally: Tally, path_of: Callable[[str], str | None] = as_sent
+        self,
+        drawn: PolicySet,
+        envoy: JudgingEnvoy,
+        tally: Tally,
+        path_of: Callable[[str], str | None] = as_sent,
     ) -> None:
         self.drawn, self.envoy, self.tally, self.path_of = drawn, envoy, tally, path_of
-        self.text = yaml.dump_all(drawn.documents, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True)
+        self.text = yaml.dump_all(
+            drawn.documents, Dumper=yaml.CSafeDumper, sort_keys=False, allow_unicode=True
+        )
         self.ours = compile_policies(
             read_text(self.text, "generated.yaml"), Workloads.single(), knows_addresses=True, knows_peers=True
         )
         self.features = {
             (f"default/{one['metadata']['name']}", number): features(rule)
-            for one in drawn.documents if one["kind"] == "AuthorizationPolicy"
+            for one in drawn.documents
+            if one["kind"] == "AuthorizationPolicy"
             for number, rule in enumerate(one["spec"].get("rules", ()))
         }
 
@@ -131,9 +138,16 @@ class Comparison:
         selected = self.ours.workload(host, path)
         assert selected is not None
         return Question(
-            method=sent.method, host=host, path=path, port=sent.port, headers=joined(sent), claims=claims,
+            method=sent.method,
+            host=host,
+            path=path,
+            port=sent.port,
+            headers=joined(sent),
+            claims=claims,
             split=selected.split_for(str(claims["iss"])) if claims else frozenset(),
-            source=sent.source, remote=sent.remote, peer="",
+            source=sent.source,
+            remote=sent.remote,
+            peer="",
         )
 
     def compare(self, sent: Sent) -> list[str]:
@@ -147,7 +161,11 @@ class Comparison:
             self.tally.grounds["token"] += 1
             # Of several bad ones, each may have been looked at first.
             agreed = said.refused_by == "token" and (said.status == status or sent.tokens > 1)
-            return [] if agreed else [f"ours is {status} ({problem}), Envoy's is {said.status} ({said.refused_by})"]
+            return (
+                []
+                if agreed
+                else [f"ours is {status} ({problem}), Envoy's is {said.status} ({said.refused_by})"]
+            )
         asked = self.question(sent, claims)
         verdict, explained = self.ours.judge(asked), self.ours.explain(asked)
         assert explained.verdict == verdict
@@ -174,10 +192,17 @@ class Comparison:
     def report(self, sent: Sent, found: Sequence[str]) -> str:
         """All that is needed to look at a disagreement."""
         request = sent.bytes().decode().replace("\r\n", "\n").rstrip()
-        return "\n".join([
-            f"set {self.drawn.seed}:", *found, "--- policies", self.text.rstrip(),
-            f"--- request from {sent.source} to port {sent.port}", request, f"--- claims {as_text(sent.claims)}",
-        ])
+        return "\n".join(
+            [
+                f"set {self.drawn.seed}:",
+                *found,
+                "--- policies",
+                self.text.rstrip(),
+                f"--- request from {sent.source} to port {sent.port}",
+                request,
+                f"--- claims {as_text(sent.claims)}",
+            ]
+        )
 
 
 class TokenComparison(Comparison):
@@ -187,8 +212,12 @@ class TokenComparison(Comparison):
         super().__init__(drawn, envoy, tally)
         self.current = self.ours
         self.authenticator = RequestAuthenticator(
-            self, BearerCache(100, timedelta(minutes=1), utc_now), Sources({}, no_source), ClaimRules("sub", ""),
-            now=utc_now, skips=is_preflight,
+            self,
+            BearerCache(100, timedelta(minutes=1), utc_now),
+            Sources({}, no_source),
+            ClaimRules("sub", ""),
+            now=utc_now,
+            skips=is_preflight,
         )
 
     def on_the_wire(self, sent: Sent) -> Sent:
@@ -211,7 +240,7 @@ def no_source(rule: JwtRule) -> NoReturn:
 
 
 def joined(sent: Sent) -> dict[str, str]:
-    """The headers as a server gives them: names in lower case, lines of one name joined, octets as characters."""
+    """The headers as a server gives them: lower-case names, lines of one name joined, octets as letters."""
     headers: dict[str, str] = {}
     for name, value in (("host", sent.host), *sent.headers):
         value, lower = value.encode().decode("latin-1"), name.lower()
@@ -220,7 +249,11 @@ def joined(sent: Sent) -> dict[str, str]:
 
 
 def compare_all(
-    sets: Sequence[PolicySet], folder: Path, tally: Tally, *, normalises: bool = False,
+    sets: Sequence[PolicySet],
+    folder: Path,
+    tally: Tally,
+    *,
+    normalises: bool = False,
     beside: Callable[[PolicySet, JudgingEnvoy, Tally], Comparison] = Comparison,
 ) -> list[str]:
     """The reports of all disagreements with one Envoy, which knows all these sets."""

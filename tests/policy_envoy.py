@@ -86,8 +86,9 @@ def _identity(match: Json) -> Json:
 def _peer(value: str) -> Json:
     """A mesh identity (M34): ``spiffe://`` stands in front, unless the value begins with a wildcard."""
     plain = _string(value)
-    return _identity({how: what if how in ("suffix", "safe_regex") else f"spiffe://{what}"
-                      for how, what in plain.items()})
+    return _identity(
+        {how: what if how in ("suffix", "safe_regex") else f"spiffe://{what}" for how, what in plain.items()}
+    )
 
 
 def _namespace(value: str) -> Json:
@@ -156,7 +157,9 @@ class _Side(NamedTuple):
             return _ANYTHING
         return entries[0] if len(entries) == 1 else {self.all_of: {self.list_of: list(entries)}}
 
-    def conjuncts(self, translate: Callable[[str], Json], yes: Iterable[str], no: Iterable[str]) -> list[Json]:
+    def conjuncts(
+        self, translate: Callable[[str], Json], yes: Iterable[str], no: Iterable[str]
+    ) -> list[Json]:
         """A field's values and those of its ``not…`` (M15)."""
         wanted, unwanted = [translate(v) for v in yes], [translate(v) for v in no]
         found = [self.any(wanted)] if wanted else []
@@ -216,8 +219,12 @@ def _negated(name: str) -> str:
     return f"not{name[0].upper()}{name[1:]}"
 
 
-def _entries(side: _Side, fields: Mapping[str, Callable[[str], Json]], entries: Sequence[Json],
-             conditions: Sequence[Json]) -> list[Json]:
+def _entries(
+    side: _Side,
+    fields: Mapping[str, Callable[[str], Json]],
+    entries: Sequence[Json],
+    conditions: Sequence[Json],
+) -> list[Json]:
     """One side of a rule: each entry of ``to`` or ``from`` with the conditions of its side."""
     found = []
     for entry in entries or [{}]:
@@ -300,8 +307,12 @@ def _requirement(names: Sequence[str]) -> Json:
 
 
 def _jwt_rules(documents: Iterable[Json]) -> list[Json]:
-    found = [rule for document in documents if document["kind"] == "RequestAuthentication"
-             for rule in document["spec"].get("jwtRules", ())]
+    found = [
+        rule
+        for document in documents
+        if document["kind"] == "RequestAuthentication"
+        for rule in document["spec"].get("jwtRules", ())
+    ]
     return sorted(found, key=lambda rule: str(rule.get("issuer", "")))
 
 
@@ -330,10 +341,15 @@ def _route(name: str, documents: Sequence[Json], *, trial: bool, has_tokens: boo
 
 def _tell() -> Json:
     """What each answer says of how it came about."""
-    told = {"x-details": "%RESPONSE_CODE_DETAILS%", "x-audited": "%DYNAMIC_METADATA(envoy.common:access_log_hint)%"}
+    told = {
+        "x-details": "%RESPONSE_CODE_DETAILS%",
+        "x-audited": "%DYNAMIC_METADATA(envoy.common:access_log_hint)%",
+    }
     comparison = {"op": "GE", "value": {"default_value": 0, "runtime_key": "none"}}
     added = [{"header": {"key": key, "value": value}} for key, value in told.items()]
-    return {"mappers": [{"filter": {"status_code_filter": {"comparison": comparison}}, "headers_to_add": added}]}
+    return {
+        "mappers": [{"filter": {"status_code_filter": {"comparison": comparison}}, "headers_to_add": added}]
+    }
 
 
 def configuration(sets: Mapping[str, Sequence[Json]], port: int, *, normalises: bool) -> Json:
@@ -347,8 +363,10 @@ def configuration(sets: Mapping[str, Sequence[Json]], port: int, *, normalises: 
         providers.update(own)
         if own:
             requirements[name] = _requirement(list(own))
-        routes += [_route(name, documents, trial=False, has_tokens=bool(own)),
-                   _route(f"{name}+", documents, trial=True, has_tokens=bool(own))]
+        routes += [
+            _route(name, documents, trial=False, has_tokens=bool(own)),
+            _route(f"{name}+", documents, trial=True, has_tokens=bool(own)),
+        ]
     jwt = {"providers": providers, "requirement_map": requirements, "bypass_cors_preflight": True}
     filters = [
         _typed(_JWT, "filters.http.jwt_authn.v3.JwtAuthentication", **jwt),
@@ -356,8 +374,12 @@ def configuration(sets: Mapping[str, Sequence[Json]], port: int, *, normalises: 
         _typed("router", "filters.http.router.v3.Router"),
     ]
     manager = _typed(
-        "http", "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix="http", use_remote_address=False, normalize_path=normalises, http_filters=filters,
+        "http",
+        "filters.network.http_connection_manager.v3.HttpConnectionManager",
+        stat_prefix="http",
+        use_remote_address=False,
+        normalize_path=normalises,
+        http_filters=filters,
         local_reply_config=_tell(),
         route_config={"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": routes}]},
     )
@@ -390,7 +412,16 @@ class JudgingEnvoy:
         self.port = free_port()
         path = folder / "envoy.json"
         path.write_text(json.dumps(configuration(sets, self.port, normalises=normalises)))
-        command = [require("envoy"), "-c", str(path), "--concurrency", "1", "--use-dynamic-base-id", "-l", "warn"]
+        command = [
+            require("envoy"),
+            "-c",
+            str(path),
+            "--concurrency",
+            "1",
+            "--use-dynamic-base-id",
+            "-l",
+            "warn",
+        ]
         self.program = Program("envoy", command, folder / "envoy.log")
         self._connections: dict[tuple[str, int], socket.socket] = {}
 

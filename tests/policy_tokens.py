@@ -18,12 +18,19 @@ import jwt
 from tests.policy_generator import ISSUERS, Json, Maker, PolicySet, Sent
 from tests.provider import ec_key, public_jwk
 
-FLAWS = (
-    "signature", "issuer", "expired", "early", "alg none", "unknown kid", "garbage", "no dots", "another's key", "no issuer",
+FLAWS = tuple(
+    "signature,issuer,expired,early,alg none,unknown kid,garbage,no dots,another's key,no issuer".split(",")
 )
 FLAWS_OF_SOME = ("audience", "no audience")  # only a rule with audiences minds
 HARMLESS = ("", "", "", "", "no kid", "just expired", "soon valid", "no exp", "issued later")
-PLACES = ("authorization", "param access_token", "header x-jwt", "header x-token", "cookie token", "param jwt")
+PLACES = (
+    "authorization",
+    "param access_token",
+    "header x-jwt",
+    "header x-token",
+    "cookie token",
+    "param jwt",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class Placed:
     where: str
     claims: Mapping[str, Any]
     matter: str = ""
+
 
 @lru_cache(maxsize=None)
 def key_set(issuer: str) -> Json:
@@ -49,9 +57,13 @@ def text(token: Placed) -> str:
     number = 1 + ISSUERS.index(claims["iss"])
     claims["exp"] = now + 600
     changes: dict[str, Json] = {
-        "issuer": {"iss": "https://nobody.example"}, "audience": {"aud": "somebody-else"},
-        "expired": {"exp": now - 120}, "early": {"nbf": now + 120}, "just expired": {"exp": now - 20},
-        "soon valid": {"nbf": now + 30}, "issued later": {"iat": now + 600},
+        "issuer": {"iss": "https://nobody.example"},
+        "audience": {"aud": "somebody-else"},
+        "expired": {"exp": now - 120},
+        "early": {"nbf": now + 120},
+        "just expired": {"exp": now - 20},
+        "soon valid": {"nbf": now + 30},
+        "issued later": {"iat": now + 600},
     }
     claims.update(changes.get(matter, {}))
     claims.pop({"no audience": "aud", "no exp": "exp", "no issuer": "iss"}.get(matter, ""), None)
@@ -62,7 +74,9 @@ def text(token: Placed) -> str:
         header["kid"] = "key-9"
     if matter == "alg none":
         return jwt.encode(claims, "", algorithm="none", headers=header)
-    signed = jwt.encode(claims, ec_key(number % 3 + 1 if matter == "another's key" else number), "ES256", header)
+    signed = jwt.encode(
+        claims, ec_key(number % 3 + 1 if matter == "another's key" else number), "ES256", header
+    )
     if matter == "signature":
         head, _, signature = signed.rpartition(".")
         return f"{head}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}"
@@ -124,7 +138,9 @@ class _TokenMaker(Maker):
         """The request with up to two tokens, at most one of them good; some are preflights."""
         if self.maybe(0.06):
             preflight = (("Origin", "https://spa.example"), ("Access-Control-Request-Method", "GET"))
-            sent = replace(sent, method="OPTIONS", headers=(*sent.headers, *preflight[: self.draw.choice((1, 2, 2))]))
+            sent = replace(
+                sent, method="OPTIONS", headers=(*sent.headers, *preflight[: self.draw.choice((1, 2, 2))])
+            )
         tokens: list[Placed] = []
         if not rules:
             return sent
