@@ -89,7 +89,7 @@ DOORS: dict[str, set[str]] = {
     "authlib": {"oidc.client", "oidc.login", "oidc.tokens"},
     "jwt": {"oidc.tokens", "oidc.keys", "oidc.client"},
     "joserfc": {"oidc.tokens", "oidc.keys", "oidc.client"},
-    "re2": {"identity"},
+    "re2": {"identity", "policy.peers"},
     "kubernetes": {"kubernetes.kubeconfig"},
     "yaml": {"kubernetes.kubeconfig", "policy.yaml_lines"},
     "gunicorn": {"worker"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from ipaddress import ip_network
 
 import pytest
@@ -351,3 +352,10 @@ def test_M38_forms_of_a_request_principal(value: str, issuer: str, subject: str,
 )
 def test_M40_each_bracket_is_a_level_or_all_are_one_name(brackets: str, path: tuple[str, ...]) -> None:
     assert claim_path(brackets) == path
+
+
+def test_M35_no_identity_takes_long_to_read() -> None:
+    matches = peer_namespaces(["*a*b*c*d"])
+    began = time.perf_counter()
+    assert not matches("td" + "/ns/" * 2000 + "a" * 8000)
+    assert time.perf_counter() - began < 1
