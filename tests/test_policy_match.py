@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from authservice.policy import match
 from authservice.policy.claims import claim_path, principals
-from authservice.policy.header_lines import MOST_PIECES, header_values
+from authservice.policy.header_lines import MOST_ARRANGED, MOST_PIECES, header_values
 from authservice.policy.peers import peer_accounts, peer_namespaces, peer_principals
 from authservice.policy.templates import canonical_text, template
 from authservice.urls import canonical_path
@@ -197,7 +197,9 @@ def test_M26_a_value_meets_its_own_path_however_it_is_spelled(rest: str) -> None
         (["a, b", "a"], "a, b", True),
         (["a, b"], "c, a", False),
         (["größe"], "größe".encode().decode("latin-1"), True),
-        (["a,b"], ",".join("a" * (MOST_PIECES + 1)), None),
+        (["a,b"], ",".join("a" * (MOST_ARRANGED + 1)), None),
+        (["a*"], ",".join("a" * MOST_PIECES), True),
+        (["a*"], ",".join("a" * (MOST_PIECES + 1)), None),
     ],
 )
 def test_M46_lines_that_were_joined_are_in_doubt_where_they_could_disagree(

@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 
 from authservice.policy.match import lines
 
-MOST_PIECES = 16
-"""Of a header that is worth reading in every possible way: their number grows with its square."""
+MOST_PIECES = 256
+"""Of a header; one of more is in doubt, for it would take long to read."""
+MOST_ARRANGED = 16
+"""Of a header that is read in every possible way: their number grows with its square."""
 
 HeaderTest = Callable[[str], "bool | None"]
 
@@ -26,7 +28,9 @@ def header_values(values: Sequence[str]) -> HeaderTest:
     def holds(header: str) -> bool | None:
         if "," not in header:
             return matches(header)
-        pieces = header.split(",")
+        pieces = header.split(",", MOST_PIECES)
+        if len(pieces) > MOST_PIECES:
+            return None
         if with_comma:
             return _whichever_lines(pieces, matches)
         # Without a comma in any value the two extremes stand for all the ways between them.
@@ -39,7 +43,7 @@ def header_values(values: Sequence[str]) -> HeaderTest:
 def _whichever_lines(pieces: Sequence[str], matches: Callable[[str], bool]) -> bool | None:
     """Whether some line matches, however the pieces made up lines."""
     count = len(pieces)
-    if count > MOST_PIECES:
+    if count > MOST_ARRANGED:
         return None
     possible = False
     evades = [True] + [False] * count  # whether the first n pieces can be lines of which none matches
