@@ -1,6 +1,6 @@
 """How values of policies are compared: the values of one field become one test of what a request shows.
 
-The matching rules M16 to M36, pure: nothing here knows rules or requests. A leading ``*`` is looked at
+The matching rules M16 to M31, pure: nothing here knows rules or requests. A leading ``*`` is looked at
 first, and in no other place but the end has it a meaning (M17).
 """
 
