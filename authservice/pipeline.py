@@ -8,6 +8,7 @@ no cookie, so that every edge (Flask, tests, a faster server) asks exactly the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from msgspec.structs import replace
 
@@ -45,7 +46,7 @@ class Pipeline:
         return_addresses: ReturnAddresses,
         outputs: Callable[[CheckRequest, Allow], Allow] | None = None,
         admits_anonymous: Callable[[CheckRequest], Granted | None] | None = None,
-        policies: Callable[[], object] = lambda: None,
+        policies: Callable[[], object] | None = None,
     ) -> None:
         self._open_paths = open_paths
         self._preflights_pass = preflights_pass
@@ -57,30 +58,33 @@ class Pipeline:
         self._return_addresses = return_addresses
         self._outputs = outputs
         self._admits_anonymous = admits_anonymous
-        self._policies = policies
-        self._nobody = Allow(None, *headers.render(None))
-
-    def decide(self, check: CheckRequest, reach: Reach) -> Decision:
+        self.decide: Callable[[CheckRequest, Reach], Decision] = self._decide
         """Exactly one of allow, deny and login.
 
         Raises `check.NeedsIO` (only under `Reach.MEMORY`) when a step would have to wait; every
         failure of the closed family becomes a `Deny`, here and nowhere else.
         """
+        if policies is not None:
+            self.decide = partial(self._by_one_set, policies)
+        self._nobody = Allow(None, *headers.render(None))
+
+    def _by_one_set(self, policies: Callable[[], object], check: CheckRequest, reach: Reach) -> Decision:
         while True:
-            policies = self._policies()
+            before = policies()
             decision = self._decide(check, reach)
-            if self._policies() is policies:
+            if policies() is before:
                 return decision
 
     def _decide(self, check: CheckRequest, reach: Reach) -> Decision:
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
-            return self._completed(check, self._nobody)
+            return self._nobody if self._outputs is None else self._outputs(check, self._nobody)
         try:
             identity = self.authenticate(check, reach)
             if identity is None:
                 granted = self._admits_anonymous(check) if self._admits_anonymous else None
                 if granted is not None:
-                    return self._completed(check, replace(self._nobody, remarks=granted.remarks))
+                    nobody = replace(self._nobody, remarks=granted.remarks)
+                    return nobody if self._outputs is None else self._outputs(check, nobody)
                 self._ready(reach)
                 return self._login(check)
             return self._authorize(check, identity, reach)
@@ -112,7 +116,8 @@ class Pipeline:
                     403, word.reason, word.public, identity=identity, detail=word.detail, cause=word.cause,
                     remarks=remarks,
                 )
-        return self._completed(check, self._allow(identity, remarks))
+        allow = self._allow(identity, remarks)
+        return allow if self._outputs is None else self._outputs(check, allow)
 
     def _allow(self, identity: Identity, remarks: tuple[Remark, ...]) -> Allow:
         """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
@@ -121,9 +126,6 @@ class Pipeline:
         if rendered is None:
             rendered = identity.made[self] = self._headers.render(identity)
         return Allow(identity, rendered[0], rendered[1], remarks)
-
-    def _completed(self, check: CheckRequest, allow: Allow) -> Allow:
-        return allow if self._outputs is None else self._outputs(check, allow)
 
     def _login(self, check: CheckRequest) -> Login:
         return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)
