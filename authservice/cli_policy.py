@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,12 +19,13 @@ from authservice.app import utc_now
 from authservice.errors import SettingsError, Unavailable
 from authservice.moments import counted
 from authservice.policy.question import Ground, Hit, Step
+from authservice.policy.read import read
 from authservice.policy.resources import AuthorizationPolicy, PolicyErrors, Resource
 from authservice.rehearsal import asked
 from authservice.rehearsal.answers import BAD_TOKEN, NO_CREDENTIAL, WRONG_AUDIENCE, Answer, Rehearsal
 from authservice.rehearsal.asked import Asked
 from authservice.rehearsal.cases import Case, Cases, read_cases
-from authservice.rehearsal.means import Means, gather, load, load_anywhere, resources_of
+from authservice.rehearsal.means import Means, gather, load, load_anywhere
 from authservice.strictjson import BadJson, read_object
 from authservice.terminal import carried_out, say, shown
 
@@ -148,7 +150,7 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     if not means.paths:
         arguments.complain("name files, or set POLICY_PATH")
     found = load(means) if means.tells_hosts_apart else load_anywhere(means)
-    print(_counts(resources_of(means)))
+    print(_counts(read(means.paths)))
     if not means.tells_hosts_apart:
         print("Which workloads they select was not looked at: name them with --workloads or POLICY_WORKLOADS.")
     if found.uses_addresses:
@@ -212,9 +214,9 @@ def _claims(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
     if arguments.claims is None:
         return None
     text: str = arguments.claims
-    data = _read(arguments, text[1:] if text.startswith("@") else "-") if text[:1] in ("@", "-") else text.encode()
+    file = text[1:] if text.startswith("@") else text if text == "-" else ""
     try:
-        return read_object(data)
+        return read_object(_read(arguments, file) if file else os.fsencode(text))
     except BadJson as error:
         arguments.complain(f"argument --claims: a JSON object is taken here ({error})")
         raise

@@ -178,5 +178,5 @@ def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
     measured = {name: taken for group in said["groups"].values() for name, taken in group.items()}
     assert {*rows, "bare", "cookie", "envoy-open", "nginx-open"} <= set(measured)
     assert all(one["rate"] > 0 and 0 < one["p50"] <= one["p99"] for taken in measured.values() for one in taken)
-    assert len(said["wanted"]) == 9
+    assert len(said["wanted"]) == 10
     ElementTree.parse(tmp_path / "p.svg")

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from authservice.policy.fields import Problems, Spot, nearest
+from authservice.policy.fields import Problems, Spot
 from authservice.policy.resources import Place, PolicyErrors
 from authservice.policy.yaml_lines import Kind, Node, documents
 from authservice.rehearsal import asked
@@ -79,7 +79,7 @@ class _Reading:
 
     def whole(self, spot: Spot) -> Cases:
         if spot.node.kind is Kind.LIST:  # nothing but the cases
-            return Cases({}, self._cases(spot))
+            return Cases({}, self._cases(replace(spot, field="cases")))
         if not spot.is_a(Kind.MAPPING):
             return Cases({}, ())
         spot.refuse_others(("settings", "cases"))
@@ -124,8 +124,8 @@ class _Reading:
 
 
 def _asked(spot: Spot) -> Asked:
-    claims = spot.mapping("claims")
-    if claims and spot.boolean("anonymous"):
+    claims, anonymous = spot.mapping("claims"), spot.boolean("anonymous")
+    if claims and anonymous:
         spot.at("anonymous").refuse("who is anonymous has no claims")
     return Asked(
         method=spot.required_value("method", asked.method) or "",
@@ -140,8 +140,7 @@ def _asked(spot: Spot) -> Asked:
 
 def _expected(text: str) -> str:
     if text not in VERDICTS:
-        near = nearest(text, VERDICTS)
-        raise ValueError(f"taken are {', '.join(VERDICTS)}{f'; did you mean {near}?' if near else ''}")
+        raise ValueError(f"taken are {', '.join(VERDICTS)}")
     return text
 
 

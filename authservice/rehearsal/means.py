@@ -15,7 +15,7 @@ from pathlib import Path
 from authservice.policy import workloads as workload_map
 from authservice.policy.compile import PolicySet, compile
 from authservice.policy.read import read
-from authservice.policy.resources import Place, PolicyErrors, Resource
+from authservice.policy.resources import Resource
 from authservice.settings.read import some
 
 NAMES = (
@@ -63,22 +63,14 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
 def load(means: Means) -> PolicySet:
     """The policies, compiled. What a deployment knows of addresses and peers is not asked: whoever asks
     about a request says them. Raises `PolicyErrors`."""
-    return compiled(resources_of(means), workload_map.parse(means.workloads), means)
+    return compiled(read(means.paths), workload_map.parse(means.workloads), means)
 
 
 def load_anywhere(means: Means) -> PolicySet:
     """The same where no workload is named: each selection finds a workload of its own."""
-    resources = resources_of(means)
+    resources = read(means.paths)
     stand_ins = {f"policy-{number}.invalid": _selected_by(resource) for number, resource in enumerate(resources)}
     return compiled(resources, workload_map.parse(json.dumps(stand_ins)), means)
-
-
-def resources_of(means: Means) -> list[Resource]:
-    """The policies as they are written. Raises `PolicyErrors`, also where there are none."""
-    resources = read(means.paths)
-    if not resources:
-        raise PolicyErrors([(Place(str(means.paths[0]), 1), "there is no policy here")])
-    return resources
 
 
 def compiled(resources: Sequence[Resource], workloads: workload_map.Workloads, means: Means) -> PolicySet:
