@@ -13,6 +13,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -121,7 +124,7 @@ class Service:
         self.store.close()
 
 
-def build(settings: Settings, now: Clock = utc_now) -> Service:
+def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) -> Service:
     """The service that these settings describe. Nothing here waits for the network. Raises
     `policy.resources.PolicyErrors`."""
     trust = Trust(settings.trusted_proxies, settings.outside_scheme)
@@ -182,7 +185,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     keepers = upkeep.build(
         settings, upkeep.Parts(store, sessions, provider, client, claim_rules, headers, now, counts)
     )
-    ruling = policies.build(settings, counts)
+    ruling = policies.build(settings, counts, shared)
     judges = authorizers.build(settings, ruling, trust, now)
     enforced = None if settings.policy_dry_run else ruling
     pipeline = Pipeline(
@@ -198,7 +201,7 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
         return_addresses=return_addresses,
         outputs=Outputs(enforced) if enforced else None,
         admits_anonymous=judges.admits_anonymous,
-        policies=lambda: ruling and ruling.current,
+        policies=partial(attrgetter("current"), ruling) if ruling else None,
     )
     own = OwnPaths(
         settings.callback_path,
@@ -316,19 +319,22 @@ def redirects(settings: Settings) -> Callable[[CheckRequest], bool]:
     return lambda check: always
 
 
-def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now) -> Flask:
-    """The WSGI application for these environment variables (the process's own by default).
+def create_app(
+    environ: Mapping[str, str] | None = None, *, now: Clock = utc_now, shared: Path | None = None
+) -> Flask:
+    """The WSGI application for these environment variables (the process's own by default). ``shared`` is a
+    folder of all workers of a server, in which one that comes later finds the last good policies.
 
     Raises `errors.SettingsError` with every problem at once. ``app.extensions["authservice"]`` is
     the `Service`; its background work begins when its ``start`` is called.
     """
-    settings = startup.checked(environ)
+    settings = startup.checked(environ, shared)
     logs.configure(settings.log_level, known_secrets(settings))
     try:
-        service = build(settings, now)
+        service = build(settings, now, shared)
     except PolicyErrors as errors:
         # Changed since they were looked at a moment ago.
-        raise SettingsError(list(policies.told(errors))) from None
+        raise SettingsError(list(policies.told(errors, settings))) from None
     notes = (
         *settings.warnings,
         *startup.kubernetes_warnings(settings),

@@ -6,7 +6,11 @@ find the same problems.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from authservice.ops import Counts
@@ -18,12 +22,68 @@ from authservice.policy.read import files_of, read
 from authservice.policy.resources import Place, PolicyErrors, RequestAuthentication
 from authservice.settings import Settings
 
+log = logging.getLogger(__name__)
 
-def build(settings: Settings, counts: Counts) -> Policies | None:
-    """The policies of ``POLICY_PATH``, if there are any. Raises `PolicyErrors`."""
+
+class KeptPolicies:
+    """The last good policies in a folder that the workers of one server share.
+
+    A worker that takes a dead one's place would otherwise not start while faulty policies are there, and with it the
+    whole server would end, though the others go on with the old ones.
+    """
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._settings = settings
+        self._link = folder / "policies"
+
+    def save(self, copied: Sequence[Path], unchanged: Callable[[], bool]) -> None:
+        """Copies these files; the copy takes the former one's place as a whole."""
+        fresh = self._link.with_name(f"policies-{secrets.token_hex(8)}")
+        try:
+            former = self._link.resolve()
+            _copy(copied, workloads.file_of(self._settings.policy_workloads), fresh)
+            if unchanged():
+                pointer = fresh.with_suffix(".link")
+                pointer.symlink_to(fresh.name)
+                pointer.replace(self._link)
+                fresh = former
+        except OSError as error:
+            log.warning("good policies are not kept for later workers: %s", type(error).__name__)
+        if fresh != self._link:
+            shutil.rmtree(fresh, ignore_errors=True)
+
+    def load(self) -> PolicySet | None:
+        """What was saved last; ``None`` without any, or when it is good no more."""
+        named = self._link / WORKLOADS
+        inside = replace(
+            self._settings,
+            policy_path=self._link / RESOURCES,
+            policy_workloads=str(named) if named.exists() else self._settings.policy_workloads,
+        )
+        try:
+            return load(inside)
+        except PolicyErrors:
+            return None
+
+
+RESOURCES, WORKLOADS = "resources", "workloads.yaml"
+
+
+def _copy(copied: Sequence[Path], named: Path | None, into: Path) -> None:
+    (into / RESOURCES).mkdir(parents=True)
+    for number, file in enumerate(copied):
+        # Any name may have been given for a single file; of a folder only these are read, by name.
+        place = into / (WORKLOADS if file == named else f"{RESOURCES}/{number:06}.yaml")
+        place.write_bytes(file.read_bytes())
+
+
+def build(settings: Settings, counts: Counts, shared: Path | None = None) -> Policies | None:
+    """The policies of ``POLICY_PATH``, if there are any. ``shared`` is a folder of all workers. Raises
+    `PolicyErrors`."""
     if settings.policy_path is None:
         return None
-    return Policies(lambda: load(settings), lambda: files(settings), counts=counts)
+    kept = KeptPolicies(settings, shared) if shared is not None else None
+    return Policies(lambda: load(settings), lambda: files(settings), counts=counts, kept=kept)
 
 
 def load(settings: Settings) -> PolicySet:
@@ -32,11 +92,7 @@ def load(settings: Settings) -> PolicySet:
     resources = read([path])
     if not resources:
         raise PolicyErrors([(Place(str(path), 1), "there is no policy here, so that everything would be allowed")])
-    try:
-        named = workloads.parse(settings.policy_workloads)
-    except ValueError as error:
-        place = Place(str(workloads.file_of(settings.policy_workloads) or "POLICY_WORKLOADS"), 1)
-        raise PolicyErrors([(place, line) for line in str(error).splitlines()]) from None
+    named = named_workloads(settings.policy_workloads)
     trusts = bool(settings.trusted_proxies)
     taken = (settings.userid_header, settings.groups_header, settings.auth_method_header)
     rules = (rule for one in resources if isinstance(one, RequestAuthentication) for rule in one.rules)
@@ -56,6 +112,21 @@ def load(settings: Settings) -> PolicySet:
     return compiled
 
 
+def named_workloads(text: str) -> workloads.Workloads:
+    """What ``POLICY_WORKLOADS`` says, in the setting or in its file. Raises `PolicyErrors`."""
+    try:
+        return workloads.parse(text)
+    except ValueError as error:
+        file = str(workloads.file_of(text) or "POLICY_WORKLOADS")
+        raise PolicyErrors([_placed(line, file) for line in str(error).splitlines()]) from None
+
+
+def _placed(problem: str, file: str) -> tuple[Place, str]:
+    """A problem of `workloads.parse`, which begins with its line where it has one."""
+    line, _, sentence = problem.removeprefix("line ").partition(": ")
+    return (Place(file, int(line)), sentence) if line.isdecimal() else (Place(file, 1), problem)
+
+
 def files(settings: Settings) -> list[Path]:
     """The files that `load` reads. Raises `PolicyErrors` for a folder that cannot be listed."""
     named = workloads.file_of(settings.policy_workloads)
@@ -63,16 +134,18 @@ def files(settings: Settings) -> list[Path]:
     return found if named is None else [*found, named]
 
 
-def problems(settings: Settings) -> Iterator[str]:
-    """What keeps policies from being taken, each with its place."""
+def problems(settings: Settings, shared: Path | None = None) -> Iterator[str]:
+    """What keeps policies from being taken, each with its place; nothing where others can go on with."""
     try:
         if settings.policy_path is not None:
             load(settings)
     except PolicyErrors as errors:
-        yield from told(errors)
+        if shared is None or KeptPolicies(settings, shared).load() is None:
+            yield from told(errors, settings)
 
 
-def told(errors: PolicyErrors) -> Iterator[str]:
+def told(errors: PolicyErrors, settings: Settings) -> Iterator[str]:
     """Each problem in the form of a setting's."""
+    named = str(workloads.file_of(settings.policy_workloads))
     for place, sentence in errors.problems:
-        yield f"POLICY_PATH: {place}: {sentence}."
+        yield f"{'POLICY_WORKLOADS' if place.file == named else 'POLICY_PATH'}: {place}: {sentence}."

@@ -5,7 +5,14 @@ Importing this module reads the environment; `errors.SettingsError` lists every 
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from authservice.app import create_app
 
-app = create_app()
+SHARED = "AUTHSERVICE_SHARED_FOLDER"
+"""Names the folder that the workers of one server share; set by `authservice.gunicorn_conf`."""
+
+_shared = os.environ.get(SHARED)
+app = create_app(shared=Path(_shared) if _shared else None)
 app.extensions["authservice"].start()

@@ -569,6 +569,23 @@ def test_there_have_to_be_policies(environ: dict[str, str], tmp_path: Path, kind
     assert line.startswith(f"POLICY_PATH: {path}:1: ")
 
 
+@pytest.mark.parametrize(
+    ("content", "beginning"),
+    [(None, ":1: "), ("a.example: {}\nb.example: 1\n", ":2: "), ("", ":1: ")],
+)
+def test_a_faulty_file_of_workloads_is_told_with_its_line(
+    environ: dict[str, str], tmp_path: Path, content: str | None, beginning: str
+) -> None:
+    path, named = tmp_path / "p.yaml", tmp_path / "workloads.yaml"
+    write(path, policy({}))
+    if content is not None:
+        named.write_text(content)
+    with pytest.raises(SettingsError) as error:
+        create_app({**environ, "POLICY_PATH": str(path), "POLICY_WORKLOADS": str(named)})
+    (line,) = error.value.problems
+    assert line.startswith(f"POLICY_WORKLOADS: {named}{beginning}") and line.count(str(named)) == 1, line
+
+
 def test_request_authentication_alone_is_a_set_of_policies(house: House, provider: FakeProvider) -> None:
     browser = logged_in(house(authentication({"issuer": provider.issuer})))
     assert browser.get("/").status == 200

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 from flask import Flask
 
 from authservice.ops import Counts, Metric
+from authservice.policies import KeptPolicies
 from authservice.policy import current
 from authservice.policy.compile import compile
 from authservice.policy.current import Policies
@@ -23,10 +25,12 @@ from authservice.policy.question import Question
 from authservice.policy.read import files_of, read
 from authservice.policy.resources import PolicyErrors
 from authservice.policy.workloads import Workloads
+from authservice.settings import load as load_settings
 from tests.conftest import Browser, Clock
 from tests.lanes import listening
 from tests.policy_sets import policy
 from tests.sample_sessions import a_session
+from tests.test_settings import REQUIRED
 from tests.served import LIMIT, Served, exchange, request, serving
 from tests.waiting import until
 
@@ -503,3 +507,56 @@ def test_a_reload_under_load_gives_no_wrong_and_no_failed_answer(
 def passes(server: Served, cookie: str, target: str) -> bool:
     """Whether this target is let pass again and again."""
     return all(exchange(server.judge, request_of(target, cookie))[0].status == 200 for _ in range(12))
+
+
+# --- workers that come later -------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_worker_that_begins_with_faulty_policies_has_those_of_the_others(
+    environ: dict[str, str], tmp_path: Path, make_app: Callable[..., Flask], clock: Clock
+) -> None:
+    policies, workloads = tmp_path / "policies.txt", tmp_path / "workloads"
+    policies.write_text(swapping_sets(1))
+    workloads.write_text("app.example: {}\n")
+    cookie = make_app().extensions["authservice"].sessions.begin(a_session(clock))
+    changes = {"WEB_CONCURRENCY": "1", "POLICY_PATH": str(policies), "POLICY_WORKLOADS": str(workloads)}
+    with serving({**environ, **changes}, tmp_path) as server:
+        policies.write_text(swapping_sets(2))
+        until(lambda: passes(server, cookie, "/only/2"), LIMIT)
+        policies.write_text("nonsense: [")
+        workloads.unlink()
+        until(lambda: '"policies_refused"' in server.log.read_text(), LIMIT)
+        (before,) = server.workers()
+        os.kill(before, signal.SIGKILL)
+        until(lambda: server.workers() and before not in server.workers() and server.ready(), LIMIT)
+        assert passes(server, cookie, "/only/2")
+        assert exchange(server.judge, request_of("/never/1", cookie))[0].status == 403
+        (told,) = exchange(server.site, request_of("/readyz", ""))
+        assert told.status in (200, 503) and b"refused, the old policies stay" in told.body
+        workloads.write_text("app.example: {}\n")
+        policies.write_text(swapping_sets(3))
+        until(lambda: passes(server, cookie, "/only/3"), LIMIT)
+    assert "Traceback" not in server.log.read_text()
+
+
+@pytest.mark.parametrize("settled", [True, False])
+def test_only_what_stood_still_is_kept_and_only_one_copy_is(file: Path, tmp_path: Path, settled: bool) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    settings = load_settings({**REQUIRED, "POLICY_PATH": str(file)})
+    kept = KeptPolicies(settings, shared)
+    assert kept.load() is None
+    kept.save([file], lambda: True)
+    file.write_text(text(on("PUT"), on("POST", "q")))
+    kept.save([file], lambda: settled)
+    found = kept.load()
+    assert found is not None and found.policies == (2 if settled else 1)
+    assert len(list(shared.iterdir())) == 2
+
+
+def test_that_nothing_can_be_kept_is_no_fault(file: Path) -> None:
+    settings = load_settings({**REQUIRED, "POLICY_PATH": str(file)})
+    kept = KeptPolicies(settings, file)
+    kept.save([file], lambda: True)
+    assert kept.load() is None

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from authservice.logs import Event
 from authservice.ops import Counts, Metric
@@ -34,30 +35,61 @@ MOST_TOLD = 20
 Stamp = tuple[tuple[str, int, int, int, int], ...]
 
 
+class Kept(Protocol):
+    """A copy of the last good policies, shared by the processes of one server."""
+
+    def save(self, files: Sequence[Path], unchanged: Callable[[], bool]) -> None:
+        """Copies the files, unless they changed meanwhile. That there is no room is no fault."""
+        ...
+
+    def load(self) -> PolicySet | None:
+        """What was saved last, if anything was."""
+        ...
+
+
 class Policies:
     """The set that counts, as ``current``, which others read at every check.
 
     ``load`` makes a set of what is there now, and raises `PolicyErrors`: here at once, and never again later.
-    ``files`` names what it reads; an OSError or `PolicyErrors` of it counts as a change, too. Safe for
-    threads, and for processes forked before `start`.
+    ``files`` names what it reads; an OSError or `PolicyErrors` of it counts as a change, too. ``kept`` has
+    the last good set for whoever begins while faulty policies are there. Safe for threads, and for processes
+    forked before `start`.
     """
 
     def __init__(
-        self, load: Callable[[], PolicySet], files: Callable[[], Sequence[Path]], *, counts: Counts | None = None
+        self,
+        load: Callable[[], PolicySet],
+        files: Callable[[], Sequence[Path]],
+        *,
+        counts: Counts | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._load = load
         self._files = files
+        self._kept = kept
         self._counts = counts or Counts()
         self._stamp: Stamp | None = None
         self._judged = self._content()
         self._waiting: bytes | None = None
-        self.current = load()
         self.problem = ""
         """Why the last change was refused; empty when it was not."""
+        self.current = self._first()
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self._counts.gauge(Metric.POLICIES, lambda: self.current.policies)
         self._counts.gauge(Metric.POLICIES_REFUSED, lambda: int(bool(self.problem)))
+
+    def _first(self) -> PolicySet:
+        try:
+            first = self._load()
+        except PolicyErrors as errors:
+            former = self._kept.load() if self._kept is not None else None
+            if former is None:
+                raise
+            self._refuse(_sentences(errors))
+            return former
+        self._keep()
+        return first
 
     def start(self) -> None:
         """Begins to look, and again in a process forked from this one."""
@@ -98,7 +130,7 @@ class Policies:
         try:
             fresh = self._load()
         except PolicyErrors as errors:
-            problems = [f"{place}: {sentence}" for place, sentence in errors.problems]
+            problems = _sentences(errors)
         except Exception as error:
             # A fault of ours, and no reason never to look again.
             problems = [f"these policies cannot be judged ({type(error).__name__})"]
@@ -114,8 +146,13 @@ class Policies:
     def _take(self, fresh: PolicySet) -> None:
         self.current = fresh
         self.problem = ""
+        self._keep()
         self._counts.add(Metric.POLICY_RELOADS, "taken")
         log.info(Event.POLICIES_TAKEN.value, extra={"policies": fresh.policies})
+
+    def _keep(self) -> None:
+        if self._kept is not None:
+            self._kept.save(self._named(), lambda: self._content() == self._judged)
 
     def _refuse(self, problems: Sequence[str]) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -145,6 +182,10 @@ class Policies:
             except OSError as error:
                 whole.update(f"unreadable {error.errno}".encode())
         return whole.digest()
+
+
+def _sentences(errors: PolicyErrors) -> list[str]:
+    return [f"{place}: {sentence}" for place, sentence in errors.problems]
 
 
 def _stamp(file: Path) -> tuple[str, int, int, int, int]:

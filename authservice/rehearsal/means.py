@@ -12,15 +12,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from authservice.policies import named_workloads
+from authservice.errors import SettingsError
 from authservice.policy import workloads as workload_map
 from authservice.policy.compile import PolicySet, compile
+from authservice.policy.outputs import output_problems
 from authservice.policy.read import read
-from authservice.policy.resources import Resource
+from authservice.policy.resources import PolicyErrors, RequestAuthentication, Resource
 from authservice.settings.read import some
 
 NAMES = (
     "POLICY_PATH", "POLICY_WORKLOADS", "POLICY_ROOT_NAMESPACE", "POLICY_PEER_HEADER", "POLICY_ALLOWS_ANONYMOUS",
-    "POLICY_DRY_RUN", "USERID_CLAIM", "CA_BUNDLE",
+    "POLICY_DRY_RUN", "USERID_CLAIM", "USERID_HEADER", "GROUPS_HEADER", "AUTH_METHOD_HEADER", "CA_BUNDLE",
 )  # fmt: skip
 
 
@@ -35,6 +38,7 @@ class Means:
     allows_anonymous: bool
     dry_run: bool
     userid_claim: str
+    identity_headers: tuple[str, ...]
     ca_bundle: Path | None
 
     @property
@@ -56,27 +60,41 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
         values["policy_allows_anonymous"],
         values["policy_dry_run"],
         values["userid_claim"],
+        tuple(values[name] for name in ("userid_header", "groups_header", "auth_method_header")),
         values["ca_bundle"],
     )
 
 
 def load(means: Means) -> PolicySet:
     """The policies, compiled. What a deployment knows of addresses and peers is not asked: whoever asks
-    about a request says them. Raises `PolicyErrors`."""
-    return compiled(read(means.paths), workload_map.parse(means.workloads), means)
+    about a request says them. Raises `PolicyErrors` and `errors.SettingsError`."""
+    try:
+        workloads = workload_map.parse(means.workloads)
+    except ValueError as error:
+        raise SettingsError([f"POLICY_WORKLOADS: {line}." for line in str(error).splitlines()]) from None
+    return _compiled(read(means.paths), workloads, means)
 
 
 def load_anywhere(means: Means) -> PolicySet:
     """The same where no workload is named: each selection finds a workload of its own."""
     resources = read(means.paths)
     stand_ins = {f"policy-{number}.invalid": _selected_by(resource) for number, resource in enumerate(resources)}
-    return compiled(resources, workload_map.parse(json.dumps(stand_ins)), means)
+    return _compiled(resources, workload_map.parse(json.dumps(stand_ins)), means)
 
 
-def compiled(resources: Sequence[Resource], workloads: workload_map.Workloads, means: Means) -> PolicySet:
-    return compile(
-        resources, workloads, root_namespace=means.root_namespace, knows_addresses=True, knows_peers=True
-    )
+def _compiled(resources: Sequence[Resource], workloads: workload_map.Workloads, means: Means) -> PolicySet:
+    """Raises `PolicyErrors` for all that keeps the service from starting with them."""
+    rules = (rule for one in resources if isinstance(one, RequestAuthentication) for rule in one.rules)
+    problems = output_problems(rules, means.identity_headers)
+    try:
+        policies = compile(
+            resources, workloads, root_namespace=means.root_namespace, knows_addresses=True, knows_peers=True
+        )
+    except PolicyErrors as errors:
+        raise PolicyErrors([*errors.problems, *problems]) from None
+    if problems:
+        raise PolicyErrors(problems)
+    return policies
 
 
 def _selected_by(resource: Resource) -> Mapping[str, object]:

@@ -13,8 +13,9 @@ Lines = Iterator[str]
 
 
 def _workloads(text: str) -> str:
-    """The text as it is: what it names is read again together with the policies."""
-    workloads.parse(text)
+    """The text as it is. A file that it names is read together with the policies, whenever they are."""
+    if workloads.file_of(text) is None:
+        workloads.parse(text)
     return text
 
 
