@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -124,6 +125,8 @@ def _header(line: str) -> tuple[str, str]:
 
 def run(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     """Carries out one action; gives the exit status."""
+    # What the service would log about keys that cannot be had is told in our own words.
+    logging.getLogger("authservice").addHandler(logging.NullHandler())
     return carried_out(lambda: _carry_out(arguments, environ))
 
 

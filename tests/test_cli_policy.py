@@ -27,10 +27,12 @@ from flask import Flask
 
 from authservice.cli import main
 from authservice.cli_policy import SENTENCES
+from authservice.ops import Metric
 from authservice.policy.question import Ground
 from authservice.rehearsal.asked import parts_of
 from authservice.rehearsal.cases import Case, read_cases
 from authservice.sessions import Session
+from authservice.settings.table import ROWS
 from tests.conftest import Answer, ask
 from tests.provider import FakeProvider, rsa_key
 
@@ -265,10 +267,28 @@ def test_faulty_workloads_are_a_problem(workloads: str, run: Run, policy: Path) 
         assert said.status == 2 and said.out.startswith("POLICY_WORKLOADS: "), said
 
 
+def test_problems_of_policies_and_of_workloads_come_together(run: Run, policy: Path, tmp_path: Path) -> None:
+    policy.write_text(POLICY.replace("when", "wenn"))
+    said = run("check", policy, "--workloads", tmp_path / "absent.yaml")
+    assert said.status == 2 and said.out.endswith("\n2 problems.\n")
+    assert said.out.startswith("POLICY_WORKLOADS: ") and f"\n{policy}:7: " in said.out
+
+
 def test_a_folder_without_policies_is_a_problem(run: Run, tmp_path: Path) -> None:
     (tmp_path / "empty.yaml").write_text("---\n")
     assert "there is no policy in this file" in run("check", tmp_path).out
     assert run("check", tmp_path / "absent").status == 2
+
+
+def test_a_header_of_ours_is_nobodys_to_set(run: Run, tmp_path: Path) -> None:
+    policy = tmp_path / "outputs.yaml"
+    policy.write_text(
+        "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a}\nspec:\n"
+        "  jwtRules:\n  - {issuer: 'https://idp.example', outputPayloadToHeader: Kubeflow-Userid}\n"
+    )
+    said = run("check", policy)
+    assert said.status == 2 and said.out.startswith(f"{policy}:6: spec.jwtRules[0].outputPayloadToHeader: ")
+    assert run("check", policy, USERID_HEADER="x-user").status == 0
 
 
 # --- explain ----------------------------------------------------------------------------------------
@@ -439,7 +459,7 @@ PLACES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("places", PLACES, ids=["usual", "header", "parameter", "cookie"])
 def test_a_good_token_is_verified_wherever_the_rule_looks(places: dict[str, Any], tokens: Tokens) -> None:
     said = tokens.explain(tokens.provider.access_token("api"), tokens.write(audiences=["api"], **places))
-    assert (said.status, said.err) == (0, "")
+    assert said.status == 0 and "NOT VERIFIED" not in said.err
     assert (said.json["verdict"], said.json["policy"]) == ("allow", "default/p")
 
 
@@ -608,6 +628,26 @@ def test_numbers_and_nothing_are_claims_of_their_kind(tmp_path: Path) -> None:
     assert read_cases(cases).cases[0].asked.claims == {
         "n": 1000, "h": 16, "f": 1.5, "t": True, "x": None, "l": [1, "a", {"b": "c"}], "i": 0,
     }  # fmt: skip
+
+
+def test_the_readmes_example_works(run: Run, tmp_path: Path) -> None:
+    section = (ROOT / "README.md").read_text("utf-8").partition("## Who may do what\n")[2].partition("\n## ")[0]
+    (tmp_path / "policy.yaml").write_text(section.partition("```yaml\n")[2].partition("```")[0])
+    workloads = re.findall("POLICY_WORKLOADS='(.*)'", section)[0]
+    url, claims = re.findall("explain --url (.*) --claims '(.*)'", section)[0]
+    settings = {"POLICY_PATH": str(tmp_path / "policy.yaml"), "POLICY_WORKLOADS": workloads}
+    assert run("check", **settings).status == 0
+    assert run("explain", "--json", "--url", url, "--claims", claims, **settings).json["verdict"] == "allow"
+
+
+def test_the_document_names_what_there_is() -> None:
+    document = DOCUMENT.read_text("utf-8")
+    numbers = {metric.full_name for metric in Metric} | {metric.one() for metric in Metric if not metric.values}
+    assert not set(re.findall(r"`(authservice_\w+)`", document)) - numbers
+    settings = {row.name for row in ROWS}
+    assert not set(re.findall(r"`(POLICY_[A-Z_]*[A-Z]|EXPLAIN_\w+)", document)) - settings
+    for name in settings:
+        assert not name.startswith("POLICY_") or f"`{name}" in document, name
 
 
 # --- as a process -----------------------------------------------------------------------------------

@@ -68,11 +68,21 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
 def load(means: Means) -> PolicySet:
     """The policies, compiled. What a deployment knows of addresses and peers is not asked: whoever asks
     about a request says them. Raises `PolicyErrors` and `errors.SettingsError`."""
+    problems: list[str] = []
+    workloads = workload_map.Workloads.single()
     try:
         workloads = workload_map.parse(means.workloads)
     except ValueError as error:
-        raise SettingsError([f"POLICY_WORKLOADS: {line}." for line in str(error).splitlines()]) from None
-    return _compiled(read(means.paths), workloads, means)
+        problems = [f"POLICY_WORKLOADS: {line}." for line in str(error).splitlines()]
+    try:
+        resources = read(means.paths)
+    except PolicyErrors as errors:
+        if not problems:
+            raise
+        problems += [f"{place}: {sentence}" for place, sentence in errors.problems]
+    if problems:
+        raise SettingsError(problems)
+    return _compiled(resources, workloads, means)
 
 
 def load_anywhere(means: Means) -> PolicySet:
