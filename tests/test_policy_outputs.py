@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from authservice.authn.outputs import MOST_VARIANTS, Outputs
 from authservice.check import Allow, CheckRequest, Deny, Reach, Reply, RequestParts
@@ -224,6 +226,37 @@ class TestGateways:
     def test_nginx_sets_what_is_there_and_removes_what_is_not(self, dialect: str) -> None:
         assert self.made(dialect, bearer(ANNA.token(email="a@x"), x_n="forged")) == {"x-mail": "a@x"}
         assert self.made(dialect, check("/public")) == {}
+
+
+NAMES = st.sampled_from(["x-a", "x_a", "X-A", "X_A", "x-b", "x_b", "X-B_c", "x_b-C", "xa"])
+CLAIMS = st.dictionaries(st.sampled_from("abc"), st.one_of(st.text(), st.none(), st.lists(st.text()), st.booleans()))
+
+
+class TestNeverBoth:
+    @given(
+        rules=st.lists(st.lists(st.tuples(NAMES, st.sampled_from("abc")), max_size=3), min_size=1, max_size=3),
+        claims=CLAIMS,
+        known=st.booleans(),
+        dialect=st.sampled_from(["envoy", "traefik", "caddy"]),
+    )
+    def test_no_name_is_both_set_and_removed_and_none_is_forgotten(
+        self, rules: list[list[tuple[str, str]]], claims: dict[str, Any], known: bool, dialect: str
+    ) -> None:
+        made = policy_set(authentication(*(
+            ANNA.rule(outputClaimToHeaders=[{"header": name, "claim": claim} for name, claim in rule]) for rule in rules
+        )))
+        given_allow = Allow(person(ANNA.issuer, **claims) if known else None, *IDENTITY_HEADERS.render(None))
+        decision = Outputs(Holder(made))(check(), given_allow)
+        assert_one_word_for_each_header(decision)
+        reply = allowed(decision, PASSES_ANSWERS_ON, dialect)
+        headers = {name.lower(): value for name, value in reply.headers}
+        assert len(headers) == len(reply.headers)
+        removed = headers.pop(REMOVE).split(",")
+        for name in (name for rule in rules for name, _ in rule):
+            for spelling in {name.lower(), name.lower().replace("-", "_"), name.lower().replace("_", "-")}:
+                assert (spelling in removed) != bool(headers.get(spelling))
+                assert dialect == "envoy" or spelling in headers
+        assert reply.written.status == 200
 
 
 class TestMemory:

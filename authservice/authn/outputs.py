@@ -33,10 +33,11 @@ MOST_CHOICES = 4096
 
 class _Choice(NamedTuple):
     """The rules that count for some identities on a workload: those that pass something on, and the places of
-    those that do not forward the token."""
+    those that do not forward the token. Choices of the same rules have the same ``key``."""
 
     telling: tuple[JwtRule, ...]
     taking: tuple[HeaderPlace, ...]
+    key: tuple[int, ...]
 
 
 class _Completion(NamedTuple):
@@ -47,7 +48,7 @@ class _Completion(NamedTuple):
     variant: Variant
 
 
-_NO_CHOICE = _Choice((), ())
+_NO_CHOICE = _Choice((), (), ())
 
 
 class Outputs:
@@ -76,18 +77,18 @@ class Outputs:
     def _completion(self, plan: _Plan, check: CheckRequest, allow: Allow, identity: Identity) -> _Completion:
         """Made once for each identity and what it depends on besides: the rules that count, and the headers
         that held the token."""
-        telling, taking = plan.choice(check, identity)
-        taken = tuple(place.name for place in taking if place.tokens(check))
+        choice = plan.choice(check, identity)
+        taken = tuple([place.name for place in choice.taking if place.holds_token(check)]) if choice.taking else ()
         kept = identity.made.get(self)
         if kept is None or kept[0] is not plan.token:
             kept = identity.made[self] = (plan.token, {})
         made: dict[object, _Completion] = kept[1]
-        key = (tuple(map(id, telling)), taken)
+        key = (choice.key, taken)
         done = made.get(key)
         if done is None:
             if len(made) >= MOST_VARIANTS:
                 made.clear()
-            told = output_headers(telling, identity.claims)
+            told = output_headers(choice.telling, identity.claims)
             done = made[key] = _completed(allow, told, (*plan.names, *taken))
         return done
 
@@ -126,16 +127,13 @@ def _choice(rules: Iterable[JwtRule], issuer: str, verified_by: str | None) -> _
     """A token's own rule counts for it; for whoever came otherwise, as with a session, the rules of the issuer."""
     if verified_by is None:
         counting = [rule for rule in rules if rule.issuer and rule.issuer == issuer]
-        return _Choice(tuple(filter(_tells, counting)), ())
-    counting = [rule for rule in rules if verification(rule) == verified_by]
-    places = (place for rule in counting if not rule.forward_original_token for place in places_of(rule))
-    return _Choice(
-        tuple(filter(_tells, counting)), tuple(place for place in places if isinstance(place, HeaderPlace))
-    )
-
-
-def _tells(rule: JwtRule) -> bool:
-    return bool(rule.output_payload_header or rule.output_claims)
+        taking: list[HeaderPlace] = []
+    else:
+        counting = [rule for rule in rules if verification(rule) == verified_by]
+        places = [place for rule in counting if not rule.forward_original_token for place in places_of(rule)]
+        taking = [place for place in places if isinstance(place, HeaderPlace)]
+    telling = [rule for rule in counting if rule.output_payload_header or rule.output_claims]
+    return _Choice(tuple(telling), tuple(dict.fromkeys(taking)), tuple(map(id, telling)))
 
 
 def _completed(allow: Allow, told: tuple[tuple[str, str], ...], unwanted: tuple[str, ...]) -> _Completion:

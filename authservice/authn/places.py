@@ -18,6 +18,7 @@ from authservice.sessions.cookies import read_cookies
 from authservice.sessions.seal import is_secret
 
 _BEARER = "bearer"
+_LONGER_THAN_SECRETS = 256
 _PARAMETER = "access_token"  # RFC 6750 §2.3
 
 
@@ -35,6 +36,12 @@ class HeaderPlace:
             return []
         token = self._token(value)
         return [] if token is None or is_secret(token.rpartition(" ")[2]) else [token]
+
+    def holds_token(self, check: CheckRequest) -> bool:
+        """Whether a token was found here. For a check whose tokens were verified: what is longer than any
+        session's secret, and begins as it should, was one of them."""
+        value = check.headers.get(self.name, "")
+        return (len(value) > _LONGER_THAN_SECRETS and value.startswith(self.prefix)) or bool(self.tokens(check))
 
     def _token(self, value: str) -> str | None:
         """``Bearer`` is a scheme, and schemes have no case (RFC 9110 §11.1); any other prefix is itself."""

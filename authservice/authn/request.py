@@ -226,22 +226,21 @@ class _SetRules:
         self.policies = policies
         self._verify = verify
         self._cache = cache
-        self._workloads: dict[str, _WorkloadRules] = {}
+        self.made: dict[str, _WorkloadRules] = {}
+        """By the name of the workload."""
 
-    def of(self, selected: Selected) -> _WorkloadRules:
-        """The rules of a workload."""
-        rules = self._workloads.get(selected.name)
-        if rules is None:
-            verifications = [self._verify(rule) for rule in selected.jwt_rules]
-            places = [places_of(rule) for rule in selected.jwt_rules]
-            rules = self._workloads[selected.name] = _WorkloadRules(verifications, places, self._cache)
+    def make(self, selected: Selected) -> _WorkloadRules:
+        """The rules of a workload, ready to be asked."""
+        verifications = [self._verify(rule) for rule in selected.jwt_rules]
+        places = [places_of(rule) for rule in selected.jwt_rules]
+        rules = self.made[selected.name] = _WorkloadRules(verifications, places, self._cache)
         return rules
 
 
 class RequestAuthenticator:
     """An authenticator for the tokens that policies' rules name. Safe for threads.
 
-    ``skips`` says of a check whether no token is looked at: a CORS preflight (M64).
+    ``skips`` says of an OPTIONS request whether no token is looked at: it is a CORS preflight (M64).
     """
 
     name = "policy"
@@ -276,12 +275,13 @@ class RequestAuthenticator:
         if not policies.jwt_rules:
             return None
         selected = policies.workload(check.host, check.policy_path)
-        if selected is None or not selected.jwt_rules or self._skips(check):
+        if selected is None or not selected.jwt_rules or (check.method == "OPTIONS" and self._skips(check)):
             return None
         rules = self._rules
         if rules.policies is not policies:
             rules = self._renewed(policies)
-        return rules.of(selected).authenticate(check, reach)
+        on_workload = rules.made.get(selected.name) or rules.make(selected)
+        return on_workload.authenticate(check, reach)
 
     def _renewed(self, policies: PolicySet) -> _SetRules:
         with self._renewing:
