@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -638,6 +639,14 @@ def test_the_readmes_example_works(run: Run, tmp_path: Path) -> None:
     settings = {"POLICY_PATH": str(tmp_path / "policy.yaml"), "POLICY_WORKLOADS": workloads}
     assert run("check", **settings).status == 0
     assert run("explain", "--json", "--url", url, "--claims", claims, **settings).json["verdict"] == "allow"
+
+
+def test_the_documents_explanation_is_what_is_printed(recipes: Path, run: Run) -> None:
+    command, printed = re.findall(
+        r"```sh\nauthservice policy (explain [^`]*)```[^`]*```\n([^`]*)```", DOCUMENT.read_text("utf-8")
+    )[0]
+    settings = {"POLICY_PATH": str(recipes / "services.yaml"), "POLICY_WORKLOADS": str(recipes / "workloads.yaml")}
+    assert run(*shlex.split(command.replace("\\\n", "")), **settings).out == printed
 
 
 def test_the_document_names_what_there_is() -> None:
