@@ -77,7 +77,7 @@ def on_starting(server: Any) -> None:
     good policies."""
     server.numbers = scrape.new_folder(server.cfg.uid, server.cfg.gid)
     if server.numbers is not None:
-        os.environ["AUTHSERVICE_SHARED_FOLDER"] = str(server.numbers)
+        os.environ[scrape.SHARED_FOLDER] = str(server.numbers)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -6,6 +6,7 @@ find the same problems.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import secrets
 import shutil
@@ -24,6 +25,9 @@ from authservice.settings import Settings
 
 log = logging.getLogger(__name__)
 
+RESOURCES, WORKLOADS = "resources", "workloads.yaml"
+"""What a copy of policies has in it."""
+
 
 class KeptPolicies:
     """The last good policies in a folder that the workers of one server share.
@@ -36,21 +40,36 @@ class KeptPolicies:
         self._settings = settings
         self._link = folder / "policies"
 
-    def save(self, copied: Sequence[Path], unchanged: Callable[[], bool]) -> None:
+    def save(self, files: Sequence[Path], unchanged: Callable[[], bool]) -> None:
         """Copies these files; the copy takes the former one's place as a whole."""
         fresh = self._link.with_name(f"policies-{secrets.token_hex(8)}")
         try:
-            former = self._link.resolve()
-            _copy(copied, workloads.file_of(self._settings.policy_workloads), fresh)
-            if unchanged():
-                pointer = fresh.with_suffix(".link")
-                pointer.symlink_to(fresh.name)
-                pointer.replace(self._link)
-                fresh = former
+            with open(self._link.with_name("policies.lock"), "ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                try:
+                    self._copy(files, fresh)
+                    if unchanged():
+                        fresh = self._swapped(fresh)
+                finally:
+                    shutil.rmtree(fresh, ignore_errors=True)
         except OSError as error:
             log.warning("good policies are not kept for later workers: %s", type(error).__name__)
-        if fresh != self._link:
-            shutil.rmtree(fresh, ignore_errors=True)
+
+    def _copy(self, files: Sequence[Path], into: Path) -> None:
+        named = workloads.file_of(self._settings.policy_workloads)
+        (into / RESOURCES).mkdir(parents=True)
+        for number, file in enumerate(files):
+            # Any name may have been given for a single file; of a folder only these are read, by name.
+            place = into / (WORKLOADS if file == named else f"{RESOURCES}/{number:06}.yaml")
+            place.write_bytes(file.read_bytes())
+
+    def _swapped(self, fresh: Path) -> Path:
+        """The copy that counted until now."""
+        former = self._link.resolve()
+        pointer = fresh.with_suffix(".link")
+        pointer.symlink_to(fresh.name)
+        pointer.replace(self._link)
+        return former
 
     def load(self) -> PolicySet | None:
         """What was saved last; ``None`` without any, or when it is good no more."""
@@ -64,17 +83,6 @@ class KeptPolicies:
             return load(inside)
         except PolicyErrors:
             return None
-
-
-RESOURCES, WORKLOADS = "resources", "workloads.yaml"
-
-
-def _copy(copied: Sequence[Path], named: Path | None, into: Path) -> None:
-    (into / RESOURCES).mkdir(parents=True)
-    for number, file in enumerate(copied):
-        # Any name may have been given for a single file; of a folder only these are read, by name.
-        place = into / (WORKLOADS if file == named else f"{RESOURCES}/{number:06}.yaml")
-        place.write_bytes(file.read_bytes())
 
 
 def build(settings: Settings, counts: Counts, shared: Path | None = None) -> Policies | None:

@@ -9,10 +9,8 @@ import os
 from pathlib import Path
 
 from authservice.app import create_app
+from authservice.scrape import SHARED_FOLDER
 
-SHARED = "AUTHSERVICE_SHARED_FOLDER"
-"""Names the folder that the workers of one server share; set by `authservice.gunicorn_conf`."""
-
-_shared = os.environ.get(SHARED)
+_shared = os.environ.get(SHARED_FOLDER)
 app = create_app(shared=Path(_shared) if _shared else None)
 app.extensions["authservice"].start()

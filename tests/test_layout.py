@@ -71,7 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_sessions": EVERYTHING,
     "cli_policy": EVERYTHING,
     "rehearsal": EVERYTHING,
-    "wsgi": {"app"},
+    "wsgi": {"app", "scrape"},
     "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from authservice import cli
 from authservice.app import create_app
 from authservice.authz.policy import peer_of
 from authservice.errors import SettingsError
@@ -83,7 +84,7 @@ def logged_in(browser: Browser) -> Browser:
     return browser
 
 
-def with_token(browser: Browser, token: str, target: str = "/", method: str = "GET", **headers: str) -> Answer:
+def with_token(browser: Browser, token: str, target: str = "/", method: str = "GET", **headers: Any) -> Answer:
     return browser.send(method, target, Authorization=f"Bearer {token}", Cookie="", **headers)
 
 
@@ -554,6 +555,17 @@ def test_faulty_policies_keep_the_service_from_starting_and_all_of_them_are_told
     assert len(lines) >= 4
     for name in ("a.yaml", "b.yaml", "c.yml"):
         assert any(line.startswith(f"POLICY_PATH: {folder / name}:") for line in lines), lines
+
+
+def test_check_config_says_the_same(
+    environ: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "p.yaml"
+    write(path, policy({"nonsense": 1}))
+    assert cli.check_config({**environ, "POLICY_PATH": str(path)}) == 2
+    assert f"  - POLICY_PATH: {path}:" in capsys.readouterr().out
+    write(path, policy({}))
+    assert cli.check_config({**environ, "POLICY_PATH": str(path)}) == 0
 
 
 @pytest.mark.parametrize("kind", ["missing", "empty folder", "empty file", "only a comment"])

@@ -61,10 +61,11 @@ class PolicyAuthorizer:
         self._explains = explains
 
     def authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Refusal | Granted | None:
+        """What the policies say of a request in this identity's name; never needs the network."""
         verdict, selected = self._verdict(check, identity)
         if verdict.allowed and verdict.would is None and not verdict.audited and not self._on_trial:
             return _ALLOWED
-        remarks = _remarks(verdict, on_trial=self._on_trial)
+        remarks = _remarks(verdict, selected, on_trial=self._on_trial)
         if verdict.allowed or self._on_trial:
             return Granted(remarks)
         public = _explained(verdict, selected) if self._explains else PUBLIC
@@ -72,10 +73,10 @@ class PolicyAuthorizer:
 
     def admits_anonymous(self, check: CheckRequest) -> Granted | None:
         """Whether nobody in particular may, because a rule of an ALLOW policy matches."""
-        verdict, _ = self._verdict(check, None)
+        verdict, selected = self._verdict(check, None)
         if self._on_trial or not verdict.allowed or verdict.ground is not Ground.ALLOW_RULE:
             return None
-        return Granted(_remarks(verdict, on_trial=False))
+        return Granted(_remarks(verdict, selected, on_trial=False))
 
     def _verdict(self, check: CheckRequest, identity: Identity | None) -> tuple[Verdict, Selected | None]:
         policies = self._policies.current
@@ -162,20 +163,22 @@ def _elements(value: str) -> list[list[tuple[str, str]]] | None:
         if found is None:
             return None
         key, quoted, plain, end = found.groups()
-        elements[-1].append((key.lower(), _ESCAPED.sub(r"\1", quoted) if quoted is not None else plain))
+        elements[-1].append((key.lower(), _ESCAPED.sub(r"\1", quoted) if quoted is not None else plain.strip()))
         at = found.end()
         if end == ",":
             elements.append([])
     return elements if elements[-1] or not value else None
 
 
-def _remarks(verdict: Verdict, *, on_trial: bool) -> tuple[Remark, ...]:
+def _remarks(verdict: Verdict, selected: Selected | None, *, on_trial: bool) -> tuple[Remark, ...]:
     """What is counted of a verdict: what it is, what it would be if the policies on trial counted, and
     what was to be audited. A refusal's own cause is told with the refusal."""
     if not on_trial:
         remarks = [Remark("allow" if verdict.allowed else "deny")]
+    elif verdict.allowed:
+        remarks = [Remark("trial_allow")]
     else:
-        remarks = [Remark("trial_allow") if verdict.allowed else Remark("trial_deny", _cause(verdict, None))]
+        remarks = [Remark("trial_deny", _cause(verdict, selected))]
     if verdict.would is not None:
         outcome = "trial_allow" if verdict.would.allowed else "trial_deny"
         remarks.append(Remark(outcome, _cause(verdict.would, None)))
