@@ -1,4 +1,4 @@
-"""``authservice policy``: are these policies right, what do they say of a request, and do they keep their promises?
+"""``authservice policy``: are policies right, what do they say of a request, do they keep their promises?
 
 For those who write policies, and for their CI. Needs no service, no session store and no other setting than
 those of policies; what a request would be answered is `authservice.rehearsal`'s to say, and the texts are
@@ -45,8 +45,8 @@ SENTENCES: Mapping[str, str] = {
 """What each reason means, in words."""
 
 _UNVERIFIED = (
-    "THE TOKEN WAS NOT VERIFIED: no RequestAuthentication selects this workload. Its claims are taken as they "
-    "stand; the service takes them only from a token that one of its authenticators verified."
+    "THE TOKEN WAS NOT VERIFIED: no RequestAuthentication selects this workload. Its claims are taken as "
+    "they stand; the service takes them only from a token that one of its authenticators verified."
 )
 _MOST_READ = 1 << 20
 
@@ -63,44 +63,72 @@ def add_to(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     )
     actions = policy.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = actions.add_parser(
-        "check", help="say everything that is wrong with policies",
+        "check",
+        help="say everything that is wrong with policies",
         description="Reads policies as a start of the service does. Exit status: 0, or 2 when anything is wrong.",
     )
-    check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="files and folders (default: POLICY_PATH)")
+    check.add_argument(
+        "files", nargs="*", type=Path, metavar="FILE", help="files and folders (default: POLICY_PATH)"
+    )
     explain = actions.add_parser(
-        "explain", help="say what policies answer to one request, and why",
+        "explain",
+        help="say what policies answer to one request, and why",
         description="Exit status: 0 when there is a verdict, whichever it is; 1 when the token is not good; 2 for "
         "faulty policies or usage; 3 when the keys for the token cannot be had.",
     )
     _add_request(explain)
     test = actions.add_parser(
-        "test", help="compare verdicts with those that a table expects",
-        description="Exit status: 0 when all cases hold, 1 when one does not, 2 for faulty cases, policies or usage.",
+        "test",
+        help="compare verdicts with those that a table expects",
+        description="Exit status: 0 when all cases hold, 1 when one does not, 2 for faulty cases, policies or "
+        "usage, 3 when the keys for a token in a case's headers cannot be had.",
     )
     test.add_argument("files", nargs="+", type=Path, metavar="CASES", help="files of cases (YAML)")
     for action in (explain, test):
         action.add_argument(
-            "--policy", action="append", type=Path, default=[], metavar="PATH",
+            "--policy",
+            action="append",
+            type=Path,
+            default=[],
+            metavar="PATH",
             help="a file or folder of policies, in place of POLICY_PATH; may be given several times",
         )
     for action in (check, explain, test):
-        action.add_argument("--workloads", metavar="MAP", help="a map or a file's path, in place of POLICY_WORKLOADS")
+        action.add_argument(
+            "--workloads", metavar="MAP", help="a map or a file's path, in place of POLICY_WORKLOADS"
+        )
         action.set_defaults(complain=action.error)
 
 
 def _add_request(explain: argparse.ArgumentParser) -> None:
-    explain.add_argument("--method", default="GET", type=_argument(asked.method), help="the request's method (GET)")
-    explain.add_argument("--url", required=True, type=_argument(asked.url), help="its URL, with scheme and host")
+    explain.add_argument(
+        "--method", default="GET", type=_argument(asked.method), help="the request's method (GET)"
+    )
+    explain.add_argument(
+        "--url", required=True, type=_argument(asked.url), help="its URL, with scheme and host"
+    )
     who = explain.add_mutually_exclusive_group()
     who.add_argument("--token", metavar="FILE", help="a token, in a file; -: on standard input")
-    who.add_argument("--claims", metavar="JSON", help="verified claims; @FILE: in a file; -: on standard input")
+    who.add_argument(
+        "--claims", metavar="JSON", help="verified claims; @FILE: in a file; -: on standard input"
+    )
     explain.add_argument(
-        "--header", action="append", type=_argument(_header), default=[], metavar="'NAME: VALUE'",
+        "--header",
+        action="append",
+        type=_argument(_header),
+        default=[],
+        metavar="'NAME: VALUE'",
         help="a header of the request; may be given several times",
     )
-    explain.add_argument("--source", type=_argument(asked.address), metavar="ADDRESS", help="who connects to the gateway")
-    explain.add_argument("--remote", type=_argument(asked.address), metavar="ADDRESS", help="the client's address")
-    explain.add_argument("--peer", default="", metavar="IDENTITY", help="the peer in the mesh: TRUST-DOMAIN/ns/NAME/sa/NAME")
+    explain.add_argument(
+        "--source", type=_argument(asked.address), metavar="ADDRESS", help="who connects to the gateway"
+    )
+    explain.add_argument(
+        "--remote", type=_argument(asked.address), metavar="ADDRESS", help="the client's address"
+    )
+    explain.add_argument(
+        "--peer", default="", metavar="IDENTITY", help="the peer in the mesh, as TRUST-DOMAIN/ns/NAME/sa/NAME"
+    )
     explain.add_argument("--json", action="store_true", help="for programs: one JSON object")
 
 
@@ -134,6 +162,9 @@ def _carry_out(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int
     action = {"check": _check, "explain": _explain, "test": _test}[arguments.action]
     try:
         return action(arguments, environ)
+    except Unavailable as error:
+        _tell(f"a token cannot be verified now: {error}")
+        return NO_KEYS
     except PolicyErrors as errors:
         _tell_problems([f"{place}: {sentence}" for place, sentence in errors.problems])
     except SettingsError as error:
@@ -155,7 +186,7 @@ def _check(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
     found = load(means) if means.tells_hosts_apart else load_anywhere(means)
     print(_counts(read(means.paths)))
     if not means.tells_hosts_apart:
-        print("Which workloads they select was not looked at: name them with --workloads or POLICY_WORKLOADS.")
+        print("Which workloads they select was not looked at: --workloads or POLICY_WORKLOADS names them.")
     if found.uses_addresses:
         print("They look at addresses: the service needs the gateway in TRUSTED_PROXIES.")
     if found.uses_peers:
@@ -174,7 +205,7 @@ def _counts(resources: Sequence[Resource]) -> str:
     kinds = f" ({', '.join(actions)}{f'; {trial} on trial' if trial else ''})" if actions else ""
     return (
         f"AuthorizationPolicy: {len(authorization):,}{kinds}. "
-        f"RequestAuthentication: {len(resources) - len(authorization):,}. {rules.capitalize()}. Nothing is wrong."
+        f"RequestAuthentication: {len(resources) - len(authorization):,}. {rules}. Nothing is wrong."
     )
 
 
@@ -194,11 +225,7 @@ def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         remote=arguments.remote,
         peer=arguments.peer,
     )
-    try:
-        answer = Rehearsal(load(means), means, utc_now).ask(question)
-    except Unavailable as error:
-        _tell(f"the token cannot be verified now: {error}")
-        return NO_KEYS
+    answer = Rehearsal(load(means), means, utc_now).ask(question)
     for warning in _warnings(answer, means):
         _tell(warning)
     if arguments.json:
@@ -228,7 +255,8 @@ def _claims(arguments: argparse.Namespace) -> Mapping[str, Any] | None:
 def _token(arguments: argparse.Namespace) -> str:
     if arguments.token is None:
         return ""
-    text = _read(arguments, arguments.token).decode("utf-8", "replace").strip().removeprefix("Bearer ").strip()
+    text = _read(arguments, arguments.token).decode("utf-8", "replace").strip()
+    text = text.removeprefix("Bearer ").strip()
     if not text or not text.isascii() or not text.isprintable() or " " in text:
         arguments.complain("argument --token: a single token is taken here, and nothing else")
     return text
@@ -319,7 +347,8 @@ def _test(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         _need_policies(means, arguments)
         failed += _failures(cases, Rehearsal(load(means), means, utc_now))
         total += len(cases.cases)
-    print(f"{counted(total, 'case')}: {'all hold' if not failed else f'{failed} do not hold' if failed > 1 else '1 does not hold'}.")
+    does_not = f"{failed} {'does' if failed == 1 else 'do'} not hold"
+    print(f"{counted(total, 'case')}: {does_not if failed else 'all hold'}.")
     return NOT_SO if failed else OK
 
 
@@ -343,7 +372,9 @@ def _differences(case: Case, answer: Answer) -> str:
         wrong.append(f"expected {case.expect}, and it is {answer.verdict}")
     decided = answer.hit
     if case.policy and (decided is None or decided.policy != case.policy):
-        wrong.append(f"expected {case.policy} to decide, and it is {decided.policy if decided else 'no policy'}")
+        wrong.append(
+            f"expected {case.policy} to decide, and it is {decided.policy if decided else 'no policy'}"
+        )
     if case.rule is not None and (decided is None or decided.rule != case.rule):
         wrong.append(f"expected rule {case.rule} to decide, and it is {decided.rule if decided else 'none'}")
     return "; ".join(wrong)

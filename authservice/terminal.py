@@ -1,5 +1,5 @@
-"""Printing for people: what texts from elsewhere may do to a terminal, and what becomes of a command that nobody
-reads to its end. Used by the commands of the ``authservice`` command line."""
+"""Printing for people: what texts from elsewhere may do to a terminal, and what becomes of a command that
+nobody reads to its end. Used by the commands of the ``authservice`` command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ OK, INTERRUPTED = 0, 130
 
 def shown(text: str) -> str:
     """Fit for a terminal: nothing in it moves the cursor, changes colours or turns text around."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(
+        character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text
+    )
 
 
 def say(text: str) -> None:

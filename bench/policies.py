@@ -22,13 +22,16 @@ ISSUER = "https://login.example.com/realms/bench"
 def write(folder: Path, hosts: int = 0) -> dict[str, str]:
     """Files with the policies of so many hosts (0: with a single policy), and the settings that name them."""
     folder.mkdir(parents=True)
-    names = [MEASURED if number == hosts // 2 else f"app-{number:03}.example" for number in range(max(hosts, 1))]
+    names = [
+        MEASURED if number == hosts // 2 else f"app-{number:03}.example" for number in range(max(hosts, 1))
+    ]
     for number, name in enumerate(names):
         policies = of_host(f"app-{number:03}")
         documents = "\n---\n".join(map(json.dumps, policies if hosts else policies[:1]))
         (folder / f"{name}.yaml").write_text(documents, "utf-8")  # JSON is YAML, too
     workloads = {
-        name: {"namespace": "default", "labels": {"app": f"app-{number:03}"}} for number, name in enumerate(names)
+        name: {"namespace": "default", "labels": {"app": f"app-{number:03}"}}
+        for number, name in enumerate(names)
     }
     return {"POLICY_PATH": str(folder), "POLICY_WORKLOADS": json.dumps(workloads)}
 

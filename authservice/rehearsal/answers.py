@@ -125,7 +125,9 @@ def check_of(asked: Asked) -> CheckRequest:
 def _identity(claims: Mapping[str, object]) -> Identity:
     """Somebody with these claims, taken for verified because the question says so."""
     issuer = claims.get("iss")
-    return Identity("", (), VerifiedClaims(claims), AuthMethod.HEADER, issuer if isinstance(issuer, str) else "")
+    return Identity(
+        "", (), VerifiedClaims(claims), AuthMethod.HEADER, issuer if isinstance(issuer, str) else ""
+    )
 
 
 def _answer(verdict: str, explanation: Explanation, reason: str = "") -> Answer:

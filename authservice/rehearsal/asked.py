@@ -33,7 +33,8 @@ class Asked:
 
 
 class Parts(NamedTuple):
-    """A URL as a gateway tells about it: ``host`` with its port when one was written, ``target`` with the query."""
+    """A URL as a gateway tells about it: ``host`` with its port when one was written, ``target`` with the
+    query."""
 
     scheme: str
     host: str

@@ -88,7 +88,9 @@ def load(means: Means) -> PolicySet:
 def load_anywhere(means: Means) -> PolicySet:
     """The same where no workload is named: each selection finds a workload of its own."""
     resources = read(means.paths)
-    stand_ins = {f"policy-{number}.invalid": _selected_by(resource) for number, resource in enumerate(resources)}
+    stand_ins = {
+        f"policy-{number}.invalid": _selected_by(resource) for number, resource in enumerate(resources)
+    }
     return _compiled(resources, workload_map.parse(json.dumps(stand_ins)), means)
 
 

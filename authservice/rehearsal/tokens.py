@@ -1,7 +1,7 @@
 """A token in a rehearsal: put where a policy's rule looks for it, and judged by the live authenticator.
 
-Where no rule selects the workload, what the token says of itself can be had unverified; who asks for that has to
-say so.
+Where no rule is for the workload, what the token says of itself can be had unverified; who asks for that has
+to say so.
 """
 
 from __future__ import annotations
