@@ -43,6 +43,10 @@ WORDS = tuple(
 CLAIMS = tuple(
     "email groups scope permission azp role a.b https://ex.example/role a]b level permissions".split()
 )
+SPLIT = ("scope", "permission", "role", "permissions", "groups", "a.b")
+TO_SPLIT = ("read write", " read  write ", "dev ops", "admin", "  ", " ", "", "read\twrite")
+ODD: tuple[Any, ...] = (*TO_SPLIT, "line\nbreak", "\n", ["\n", 7], 7, 1.5, True, None, [], [""], [1, None])
+ODD += ([["admin"]], {}, {"x": "admin"}, [{"x": "admin"}], "a" * 300)
 NESTED = (("realm_access", "roles"), ("resource_access", "api", "roles"), ("a", "b"), ("list", "x"))
 
 # Policies' paths are compared in one spelling, in which these are written so; requests have both.
@@ -229,7 +233,8 @@ class Maker:
             others = self.some(AUDIENCES, (0, 1, 2))
             claims["aud"] = one if self.maybe(0.5) else self.draw.sample([one, *others], 1 + len(others))
         for name in self.some(CLAIMS, (1, 2, 3, 5)):
-            claims[name] = self._claim_value()
+            texts = name in SPLIT and self.maybe(0.5)
+            claims[name] = self.draw.choice(TO_SPLIT) if texts else self._claim_value()
         for path in self.some(NESTED, (0, 1, 1, 2)):
             _put(claims, path, self._claim_value(), in_a_list=path[0] == "list")
         return claims
@@ -239,27 +244,7 @@ class Maker:
             return self.draw.choice(WORDS)
         if self.maybe(0.55):
             return [self.draw.choice((*WORDS, "", 7)) for _ in range(self.draw.randint(1, 3))]
-        return self.draw.choice(
-            (
-                "",
-                "  ",
-                " read  write ",
-                "line\nbreak",
-                7,
-                1.5,
-                True,
-                None,
-                [],
-                [""],
-                [1, True, None],
-                [["admin"]],
-                {"x": "admin"},
-                [{"x": "admin"}],
-                {},
-                "read\twrite",
-                "a" * 300,
-            )
-        )
+        return self.draw.choice(ODD)
 
     # ---- policies
 
@@ -441,15 +426,18 @@ class Maker:
 
     def _template(self, path: str) -> str:
         """A template made of a path: operators for some of its segments (M30)."""
-        segments = [segment for segment in path.split("/") if segment and segment.replace(".", "").isalnum()]
-        made = [self.draw.choice((segment, segment, "{*}")) for segment in segments or ["a"]]
+        made = [
+            self.draw.choice((segment, segment, "{*}")) if segment.replace(".", "").isalnum() else "{*}"
+            for segment in path.split("/")
+            if segment
+        ] or ["a"]
         last = made[-1]
         if self.maybe(0.4):
             where = self.draw.randrange(len(made))
             made = [*made[:where], "{**}", *(literal for literal in made[where + 1 :] if literal != "{*}")]
         elif "." in last and last != "{*}":
             made[-1] = self.draw.choice(("{*}", "{**}")) + last[last.index(".") :]
-        elif not any("{" in segment for segment in made):
+        elif "{*}" not in made:
             made[self.draw.randrange(len(made))] = "{*}"
         return "/" + "/".join(made)
 

@@ -40,7 +40,7 @@ SEED = int(os.environ.get("POLICY_SEED", "1"))
 ALONE = os.environ.get("POLICY_SET", "")
 SHARDS, TRIPLES = 4, 2_500
 REQUESTS = 25
-SETS = TRIPLES * 11 // 10 // REQUESTS  # some more than needed, for those that may differ on purpose
+SETS = TRIPLES * 12 // 10 // REQUESTS  # some more than needed, for those that may differ on purpose
 
 
 def seeds(shard: int) -> Sequence[int]:
