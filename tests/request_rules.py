@@ -146,6 +146,7 @@ class Front:
             redirects=lambda check: False,
             return_addresses=ReturnAddresses("https", "app.example", (), default="/home"),
             outputs=Outputs(self.holder),
+            policies=lambda: self.holder.current,
         )
 
     def _make(self, rule: JwtRule) -> KeySource:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -537,6 +540,35 @@ class TestOthers:
         names = [verification(rule) for rule in rules]
         assert names[0] == names[1] and len(set(names)) == 4
         assert places_of(rules[0]) != places_of(rules[1])
+
+    def test_rules_change_under_many_threads_and_every_answer_is_that_of_one_of_the_sets(self) -> None:
+        sets = [
+            policy_set(authentication(ANNA.rule(outputClaimToHeaders=[{"header": f"x-{name}", "claim": "sub"}])))
+            for name in "ab"
+        ]
+        front = Front(policies=sets[0])
+        asked = bearer(ANNA.token(sub="anna"))
+        over = threading.Event()
+
+        def flip() -> None:
+            for number in itertools.count():
+                if over.is_set():
+                    return
+                front.holder.current = sets[number % 2]
+
+        def answers() -> set[tuple[str, ...]]:
+            decisions = [front.decide(asked) for _ in range(300)]
+            return {tuple(name for name, _ in one.set_headers[3:]) for one in decisions if isinstance(one, Allow)}
+
+        flipping = threading.Thread(target=flip)
+        flipping.start()
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                seen = [asking.result() for asking in [pool.submit(answers) for _ in range(4)]]
+        finally:
+            over.set()
+            flipping.join()
+        assert frozenset().union(*seen) <= {("x-a",), ("x-b",)}
 
     def test_a_refusal_of_the_family_is_raised_not_answered(self) -> None:
         front = Front(ANNA.rule())
