@@ -30,8 +30,10 @@ from authservice.cli import main
 from authservice.cli_policy import SENTENCES
 from authservice.ops import Metric
 from authservice.policy.question import Ground
-from authservice.rehearsal.asked import parts_of
+from authservice.rehearsal.answers import Rehearsal
+from authservice.rehearsal.asked import Asked, parts_of
 from authservice.rehearsal.cases import Case, read_cases
+from authservice.rehearsal.means import gather, load
 from authservice.sessions import Session
 from authservice.settings.table import ROWS
 from tests.conftest import Answer, ask
@@ -44,6 +46,12 @@ FILES = {
     name: text for text, name in re.findall(r"```yaml\n(# (\S+\.yaml)\n.*?)```", DOCUMENT.read_text("utf-8"), re.DOTALL)
 }
 """What the document says can be saved under these names."""
+
+TRICKS = [
+    json.loads(line) for line in (CORPUS.parent.parent / "path_tricks.txt").read_text("utf-8").splitlines()
+    if line.startswith('"/') and re.fullmatch(r"[!-~]+", json.loads(line)) and "#" not in line
+]  # fmt: skip
+"""Targets of which a person can write a URL."""
 
 PROXIES = "127.0.0.1,10.0.0.0/8"
 POLICY = """\
@@ -196,6 +204,28 @@ def told() -> Iterator[list[logging.LogRecord]]:
         yield records
     finally:
         log.removeHandler(ear)
+
+
+@pytest.mark.parametrize("name", ["order", "workloads", "anonymous", "requests"])
+def test_both_agree_about_paths_and_hosts_that_are_meant_to_deceive(name: str, make_app: Callable[..., Flask]) -> None:
+    settings = dict(read_cases(CORPUS / f"{name}-cases.yaml").settings)
+    app = make_app(TRUSTED_PROXIES=PROXIES, **settings)
+    means = gather(settings)
+    rehearsal = Rehearsal(load(means), means, lambda: datetime.now(timezone.utc))
+    hosts = {"order": "shop.example", "workloads": "web.example", "anonymous": "site.example"}
+    host = hosts.get(name, "one.example")
+    authorities = (host, f"{host}.", host.upper(), f"{host}:443", f"{host}:8443", f"x.{host}")
+    cookie = f"authservice_session={session(app, {'iss': 'i', 'sub': 'ann'})}"
+    asked = 0
+    for number, target in enumerate(TRICKS):
+        authority = authorities[number % len(authorities)]
+        for claims in ({"iss": "i", "sub": "ann"}, None):
+            answer = rehearsal.ask(Asked("GET", f"https://{authority}{target}", {}, claims))
+            headers = {"Host": authority, "X-Forwarded-Proto": "https", **({"Cookie": cookie} if claims else {})}
+            status = ask(app, "GET", target, port=8080, headers=headers).status
+            assert VERDICTS[status] == answer.verdict, (authority, target, claims, answer)
+            asked += 1
+    assert asked > 300
 
 
 def test_the_corpus_meets_every_ground(run: Run) -> None:
