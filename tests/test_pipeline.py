@@ -147,9 +147,11 @@ def test_what_authorizers_remark_stays_with_the_decision() -> None:
 
     one, other = Remark("allow"), Remark("audit", "policy a/b rule 0")
     passing = pipeline(Answers(identity()), authorizers=(Remarks(one), Remarks(other)))
-    assert getattr(passing.decide(check(), Reach.NETWORK), "remarks") == (one, other)
+    allowed = passing.decide(check(), Reach.NETWORK)
+    assert isinstance(allowed, Allow) and allowed.remarks == (one, other)
     refusing = pipeline(Answers(identity()), authorizers=(Remarks(one), Refuses(), Remarks(other)))
-    assert getattr(refusing.decide(check(), Reach.NETWORK), "remarks") == (one,)
+    denied = refusing.decide(check(), Reach.NETWORK)
+    assert isinstance(denied, Deny) and denied.remarks == (one,)
 
 
 def test_nobody_is_admitted_before_anybody_is_sent_to_log_in_and_never_instead_of_somebody() -> None:

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from tests.conftest import Browser, Clock
 from tests.lanes import listening
 from tests.policy_sets import policy
 from tests.sample_sessions import a_session
-from tests.test_settings import REQUIRED
 from tests.served import LIMIT, Served, exchange, request, serving
+from tests.test_settings import REQUIRED
 from tests.waiting import until
 
 Json = dict[str, Any]
@@ -490,18 +491,26 @@ def test_a_reload_under_load_gives_no_wrong_and_no_failed_answer(
         thread.start()
     try:
         for number in range(1, 5):
-            enough = sum(counted) + 200
+            before = sum(counted)
             outcome, times = ("refused", 1) if number == 3 else ("taken", number - (number > 3))
             config_map(folder, str(number), policies="nonsense: [" if number == 3 else swapping_sets(number))
-            until(lambda: server.log.read_text().count(f'"policies_{outcome}"') == WORKERS * times, LIMIT)
+            until(partial(is_told, server, f"policies_{outcome}", WORKERS * times), LIMIT)
             assert passes(server, cookie, f"/only/{2 if number == 3 else number}")
-            until(lambda: sum(counted) > enough, LIMIT)
+            until(partial(have_gone_on, counted, before + 200), LIMIT)
     finally:
         over.set()
         for thread in hammers:
             thread.join()
     assert not wrong, wrong[:3]
     assert "Traceback" not in server.log.read_text()
+
+
+def is_told(server: Served, event: str, times: int) -> bool:
+    return server.log.read_text().count(f'"{event}"') == times
+
+
+def have_gone_on(counted: list[int], upto: int) -> bool:
+    return sum(counted) > upto
 
 
 def passes(server: Served, cookie: str, target: str) -> bool:

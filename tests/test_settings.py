@@ -361,7 +361,7 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("POLICY_PATH", "/etc/authservice/policies", Path("/etc/authservice/policies")),
     ("POLICY_WORKLOADS", "", ""),
     ("POLICY_WORKLOADS", "/etc/workloads.yaml", "/etc/workloads.yaml"),
-    ("POLICY_WORKLOADS", '{"*.x.example/api/": {"labels": {"app": "a"}}}', '{"*.x.example/api/": {"labels": {"app": "a"}}}'),
+    ("POLICY_WORKLOADS", '{"*.x.example/api/": {"labels": {}}}', '{"*.x.example/api/": {"labels": {}}}'),
     ("POLICY_WORKLOADS", "x.example:\n  namespace: a\n", "x.example:\n  namespace: a\n"),
     ("POLICY_ROOT_NAMESPACE", "mesh", "mesh"),
     ("POLICY_PEER_HEADER", "", ""),

@@ -108,7 +108,8 @@ def question(
     """What policies are asked about a check, ``path`` being its `CheckRequest.policy_path`. The port is that
     of the original host, or else of its scheme (M24)."""
     return Question(
-        check.method, check.host, path, _port(check.host, check.scheme), check.headers, claims, split, source, remote, peer
+        check.method, check.host, path, _port(check.host, check.scheme), check.headers, claims, split,
+        source, remote, peer,
     )
 
 

@@ -21,8 +21,8 @@ def _workloads(text: str) -> str:
 
 WORKLOADS = Kind(
     _workloads,
-    'a map (JSON or YAML) of hosts, with an optional path prefix, to {"namespace": …, "labels": {…}}, or the path of a '
-    "file that holds it",
+    'a map (JSON or YAML) of hosts, with an optional path prefix, to {"namespace": …, "labels": {…}}, or the '
+    "path of a file that holds it",
 )
 
 
