@@ -96,7 +96,7 @@ def _policies(
     def make(rule: JwtRule) -> KeySource:
         return FurtherIssuer(rule.issuer, http(rule.timeout), now=parts.now, jwks_url=rule.jwks_uri)
 
-    http(DEFAULT_TIMEOUT)
+    http(DEFAULT_TIMEOUT)  # now, and not within somebody's check
     sources = Sources(known, make)
     return [
         RequestAuthenticator(parts.policies, cache, sources, parts.rules, now=parts.now, skips=is_preflight)

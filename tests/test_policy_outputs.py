@@ -380,6 +380,14 @@ class TestService:
             assert answer.header("Auth-Method") == "cookie"
             assert "authorization" not in (answer.header(REMOVE) or "").split(",")
 
+    def test_the_provider_is_asked_for_its_keys_in_one_place(
+        self, service: Callable[..., Browser], provider: FakeProvider
+    ) -> None:
+        browser = service({})
+        browser.log_in()
+        assert asked_with(browser, provider.access_token("whoever")).status == 200
+        assert len(provider.calls("jwks")) == 1
+
     def test_bad_tokens_and_wrong_audiences(self, service: Callable[..., Browser], provider: FakeProvider) -> None:
         browser = service({"audiences": ["https://api.example/"]}, AUDIENCES="other")
         assert asked_with(browser, provider.access_token("api.example")).status == 200
