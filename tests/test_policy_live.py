@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from authservice.settings.kinds import NETWORKS
 from tests.conftest import Answer, Browser, ask
 from tests.policy_sets import authentication, policy
 from tests.provider import FakeProvider
+from tests.served import ROOT
 from tests.test_authz_external import running as running_authorizer
 
 Json = dict[str, Any]
@@ -563,6 +567,17 @@ def test_faulty_policies_keep_the_service_from_starting_and_all_of_them_are_told
     assert len(lines) >= 4
     for name in ("a.yaml", "b.yaml", "c.yml"):
         assert any(line.startswith(f"POLICY_PATH: {folder / name}:") for line in lines), lines
+
+
+def test_gunicorn_does_not_start_with_faulty_policies(environ: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    write(path, policy({"nonsense": 1}), policy({"rubbish": 1}, name="q"))
+    started = subprocess.run(
+        [sys.executable, "-c", "import authservice.gunicorn_conf"], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, **environ, "POLICY_PATH": str(path)}, timeout=60,
+    )
+    assert started.returncode == 2
+    assert "2 problems" in started.stderr and started.stderr.count(f"  - POLICY_PATH: {path}:") == 2
 
 
 def test_check_config_says_the_same(
