@@ -226,12 +226,13 @@ def _explain(arguments: argparse.Namespace, environ: Mapping[str, str]) -> int:
         peer=arguments.peer,
     )
     answer = Rehearsal(load(means), means, utc_now).ask(question)
-    for warning in _warnings(answer, means):
-        _tell(warning)
+    warnings = _warnings(answer, means)
     if arguments.json:
+        for warning in warnings:
+            _tell(warning)
         print(json.dumps(as_json(answer), ensure_ascii=False))
     else:
-        print("\n".join(map(shown, in_words(answer))))
+        print("\n".join([*warnings, *map(shown, in_words(answer))]))
     return NOT_SO if answer.reason in (BAD_TOKEN, WRONG_AUDIENCE) else OK
 
 

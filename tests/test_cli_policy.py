@@ -533,6 +533,8 @@ def test_without_a_rule_for_the_workload_the_claims_are_unverified_and_that_is_s
     said = tokens.explain(tokens.provider.access_token("api", team="red", key=rsa_key(9)), policy)
     assert (said.status, said.json["verdict"]) == (0, "allow")
     assert "THE TOKEN WAS NOT VERIFIED" in said.err
+    said = tokens.run("explain", "--url", URL, "--policy", policy, "--token", tokens.folder / "token")
+    assert said.out.startswith("THE TOKEN WAS NOT VERIFIED: ") and "\nallow (allow_rule): " in said.out
     said = tokens.explain("abc", policy)
     assert (said.status, said.json["verdict"], said.json["reason"]) == (1, "authenticate", "invalid_token")
 
