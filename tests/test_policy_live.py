@@ -249,7 +249,7 @@ def test_a_target_that_might_be_two_is_in_doubt(house: House, target: str) -> No
 def test_skipped_paths_and_preflights_pass_before_any_policy(house: House) -> None:
     browser = house(policy(), SKIP_AUTH_URLS="/open/", ALLOW_CORS_PREFLIGHT="true")
     assert browser.get("/open/x").status == 200
-    preflight = {"Origin": "https://x.example", "Access-Control-Request-Method": "PUT"}
+    preflight: Json = {"Origin": "https://x.example", "Access-Control-Request-Method": "PUT"}
     assert browser.send("OPTIONS", "/x", **preflight).status == 200
     assert numbers(browser) == {}
 
