@@ -13,6 +13,9 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import flask
@@ -20,14 +23,13 @@ from flask import Flask, Request, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from authservice import authenticators, doors, judge, logs, site, startup, upkeep
-from authservice.authz import Authorizer, external
-from authservice.authz.groups import GroupsAuthorizer
+from authservice import authenticators, authorizers, doors, judge, logs, policies, site, startup, upkeep
+from authservice.authn.outputs import Outputs
 from authservice.bodies import KEPT_BODY, MOST_BODY
 from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
-from authservice.errors import AuthServiceError
+from authservice.errors import AuthServiceError, SettingsError
 from authservice.gateways import Gateways, OwnPaths, Trust
 from authservice.identity import ClaimRules, IdentityHeaders
 from authservice.incoming import MOST_HEADER_BYTES
@@ -41,6 +43,8 @@ from authservice.ops import Counts, Metric, Readiness
 from authservice.outbound import Http
 from authservice.pages import Pages
 from authservice.pipeline import Pipeline
+from authservice.policy.current import Policies
+from authservice.policy.resources import PolicyErrors
 from authservice.scrape import Ledger
 from authservice.sessions import Store
 from authservice.sessions.cookies import CookieRules
@@ -91,6 +95,7 @@ class Service:
     counts: Counts
     ledger: Ledger
     refresher: Refresher
+    policies: Policies | None
 
     def start(self) -> None:
         """Starts the background work of this process, and again in each process forked from it."""
@@ -102,12 +107,16 @@ class Service:
         self.sweeper.start()
         self.sessions.start()
         self.refresher.start()
+        if self.policies is not None:
+            self.policies.start()
         self.ledger.start()
 
     def stop(self) -> None:
         """Ends the background work and lets go of the store. Waits for refreshes under way: what the
         provider gave is to be kept, and counted."""
         self.refresher.stop()
+        if self.policies is not None:
+            self.policies.stop()
         self.provider.stop()
         self.sweeper.stop()
         self.sessions.stop()
@@ -115,8 +124,9 @@ class Service:
         self.store.close()
 
 
-def build(settings: Settings, now: Clock = utc_now) -> Service:
-    """The service that these settings describe. Nothing here waits for the network."""
+def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) -> Service:
+    """The service that these settings describe. Nothing here waits for the network. Raises
+    `policy.resources.PolicyErrors`."""
     trust = Trust(settings.trusted_proxies, settings.outside_scheme)
     secure = cookie_security(settings)
     counts = Counts()
@@ -175,17 +185,23 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
     keepers = upkeep.build(
         settings, upkeep.Parts(store, sessions, provider, client, claim_rules, headers, now, counts)
     )
+    ruling = policies.build(settings, counts, shared)
+    judges = authorizers.build(settings, ruling, trust, now)
+    enforced = None if settings.policy_dry_run else ruling
     pipeline = Pipeline(
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
         authenticators=authenticators.build(
-            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts, keepers.all)
+            settings, authenticators.Parts(sessions, provider, client, claim_rules, now, counts, keepers.all, enforced)
         ),
-        authorizers=build_authorizers(settings, now),
+        authorizers=judges.all,
         headers=headers,
         ready=provider.metadata,
         redirects=redirects(settings),
         return_addresses=return_addresses,
+        outputs=Outputs(enforced) if enforced else None,
+        admits_anonymous=judges.admits_anonymous,
+        policies=partial(attrgetter("current"), ruling) if ruling else None,
     )
     own = OwnPaths(
         settings.callback_path,
@@ -212,10 +228,13 @@ def build(settings: Settings, now: Clock = utc_now) -> Service:
             return_addresses, trust, secure, pages, now, counts,
         ),
     )
-    readiness = Readiness({"provider": provider.ensure_known, "store": store.ping, **keepers.probes})
+    readiness = Readiness(
+        {"provider": provider.ensure_known, "store": store.ping, **keepers.probes},
+        {"policies": lambda: ruling.problem} if ruling else {},
+    )
     return Service(
         judging, opened, pages, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules,
-        secure, trust, counts, Ledger(counts), keepers.refresher,
+        secure, trust, counts, Ledger(counts), keepers.refresher, ruling,
     )
 
 
@@ -276,16 +295,6 @@ def build_redis_store(settings: Settings, now: Clock) -> Store:
     )
 
 
-def build_authorizers(settings: Settings, now: Clock) -> list[Authorizer]:
-    """Who is asked whether an identity may, in this order."""
-    authorizers: list[Authorizer] = [GroupsAuthorizer(settings.groups_allowlist)]
-    if settings.external_authz_url:
-        http = Http(settings.ca_bundle, external.TIMEOUT, connect_retries=external.CONNECT_RETRIES)
-        remember = settings.external_authz_cache_seconds
-        authorizers.append(external.ExternalAuthorizer(settings.external_authz_url, http, now=now, remember=remember))
-    return authorizers
-
-
 def cookie_security(settings: Settings) -> Callable[[str | None], bool]:
     """``SESSION_COOKIE_SECURE`` as a question about the outside scheme of one request."""
     fixed = settings.session_cookie_secure
@@ -310,15 +319,22 @@ def redirects(settings: Settings) -> Callable[[CheckRequest], bool]:
     return lambda check: always
 
 
-def create_app(environ: Mapping[str, str] | None = None, *, now: Clock = utc_now) -> Flask:
-    """The WSGI application for these environment variables (the process's own by default).
+def create_app(
+    environ: Mapping[str, str] | None = None, *, now: Clock = utc_now, shared: Path | None = None
+) -> Flask:
+    """The WSGI application for these environment variables (the process's own by default). ``shared`` is a
+    folder of all workers of a server, in which one that comes later finds the last good policies.
 
     Raises `errors.SettingsError` with every problem at once. ``app.extensions["authservice"]`` is
     the `Service`; its background work begins when its ``start`` is called.
     """
-    settings = startup.checked(environ)
+    settings = startup.checked(environ, shared)
     logs.configure(settings.log_level, known_secrets(settings))
-    service = build(settings, now)
+    try:
+        service = build(settings, now, shared)
+    except PolicyErrors as errors:
+        # Changed since they were looked at a moment ago.
+        raise SettingsError(list(policies.told(errors, settings))) from None
     notes = (
         *settings.warnings,
         *startup.kubernetes_warnings(settings),

@@ -1,13 +1,15 @@
 """Who is asked for an identity, and in which order: one list, made once from the settings.
 
 The order is the original's: the cluster, opaque access tokens, signed access tokens, the session,
-ID tokens. What is switched off is not in the list. Part of the composition root; called by `app`.
+ID tokens. Before them come the rules of policies, for the workloads that have some. What is switched off is
+not in the list. Part of the composition root; called by `app`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple
 
 from authservice.authn import Authenticator, BearerAuthenticator, kubernetes
@@ -15,6 +17,7 @@ from authservice.authn.bearer import AUTHORIZATION, FromHeader
 from authservice.authn.cache import BearerCache, CachedAuthenticator
 from authservice.authn.jwt import JwtAuthenticator, Trusted
 from authservice.authn.opaque import OpaqueAuthenticator
+from authservice.authn.request import Current, RequestAuthenticator, Sources
 from authservice.authn.session import SessionAuthenticator, Upkeep
 from authservice.identity import ClaimRules
 from authservice.oidc.client import Client
@@ -26,12 +29,16 @@ from authservice.oidc.tokens import ACCESS_TOKEN, BEARER_ID_TOKEN, Expected, Pro
 from authservice.oidc.verifier import Verifier
 from authservice.ops import Counts
 from authservice.outbound import Http
+from authservice.pipeline import is_preflight
+from authservice.policy.read_request import DEFAULT_TIMEOUT
+from authservice.policy.resources import JwtRule
 from authservice.sessions.live import Sessions
 from authservice.settings import Settings
+from authservice.settings.issuers import BearerIssuer
 
 
 class Parts(NamedTuple):
-    """What the authenticators are made of."""
+    """What the authenticators are made of. ``policies`` are those that are enforced, if any are."""
 
     sessions: Sessions
     provider: Provider
@@ -40,6 +47,7 @@ class Parts(NamedTuple):
     now: Callable[[], datetime]
     counts: Counts
     upkeep: Sequence[Upkeep] = ()
+    policies: Current | None = None
 
 
 def build(settings: Settings, parts: Parts) -> list[Authenticator]:
@@ -53,10 +61,12 @@ def build(settings: Settings, parts: Parts) -> list[Authenticator]:
     kinds = {"jwt": ("jwt",), "opaque": ("opaque",), "both": ("jwt", "opaque")}[settings.access_token_authn]
     wanted = kinds if settings.access_token_authn_enabled else ()
     header = settings.id_token_header
+    further = [_further_issuer(settings, parts, one) for one in settings.bearer_issuers]
     return [
+        *_policies(settings, parts, cache, further),
         *from_header(AUTHORIZATION, _kubernetes(settings)),
         *from_header(header, _opaque(settings, parts, jwts_too="jwt" not in wanted) if "opaque" in wanted else None),
-        *from_header(header, _access_tokens(settings, parts, ours="jwt" in wanted)),
+        *from_header(header, _access_tokens(settings, parts, further, ours="jwt" in wanted)),
         SessionAuthenticator(
             parts.sessions,
             auth_header=settings.auth_header,
@@ -64,6 +74,32 @@ def build(settings: Settings, parts: Parts) -> list[Authenticator]:
             upkeep=parts.upkeep,
         ),
         *from_header(header, _id_tokens(settings, parts) if settings.idtoken_authn_enabled else None),
+    ]
+
+
+def _policies(
+    settings: Settings, parts: Parts, cache: BearerCache, further: Sequence[KeySource]
+) -> list[Authenticator]:
+    """The rules of RequestAuthentications. An issuer that the service knows is asked for its keys in one place."""
+    if parts.policies is None:
+        return []
+    known: dict[tuple[str, str], KeySource] = {}
+    addresses = [settings.oidc_jwks_url, *(one.jwks_url for one in settings.bearer_issuers)]
+    for source, address in zip((parts.provider, *further), addresses, strict=True):
+        known.setdefault((source.issuer, address), source)
+        known.setdefault((source.issuer, ""), source)
+
+    @lru_cache(maxsize=8)  # to read the authorities takes long, and most rules have the usual time-out
+    def http(timeout: timedelta) -> Http:
+        return Http(settings.ca_bundle, timeout, settings.provider_max_bytes)
+
+    def make(rule: JwtRule) -> KeySource:
+        return FurtherIssuer(rule.issuer, http(rule.timeout), now=parts.now, jwks_url=rule.jwks_uri)
+
+    http(DEFAULT_TIMEOUT)  # now, and not within somebody's check
+    sources = Sources(known, make)
+    return [
+        RequestAuthenticator(parts.policies, cache, sources, parts.rules, now=parts.now, skips=is_preflight)
     ]
 
 
@@ -92,16 +128,14 @@ def _opaque(settings: Settings, parts: Parts, *, jwts_too: bool) -> BearerAuthen
     return OpaqueAuthenticator(tokens.ask, may_be_ours, parts.rules, settings.oidc_provider)
 
 
-def _access_tokens(settings: Settings, parts: Parts, *, ours: bool) -> BearerAuthenticator | None:
+def _access_tokens(
+    settings: Settings, parts: Parts, further: Sequence[KeySource], *, ours: bool
+) -> BearerAuthenticator | None:
     """Signed access tokens of the provider (``ours``) and of every further issuer."""
     trusted = []
     if ours and settings.audiences:
         trusted.append(_trusted(settings, parts, ACCESS_TOKEN, parts.provider, settings.audiences, parts.rules))
-    for one in settings.bearer_issuers:
-        http = Http(
-            one.ca_bundle or settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes
-        )
-        source = FurtherIssuer(one.issuer, http, now=parts.now, jwks_url=one.jwks_url)
+    for one, source in zip(settings.bearer_issuers, further, strict=True):
         rules = ClaimRules(
             one.userid_claim or settings.userid_claim,
             one.groups_claim or settings.groups_claim,
@@ -112,6 +146,11 @@ def _access_tokens(settings: Settings, parts: Parts, *, ours: bool) -> BearerAut
     if not trusted:
         return None
     return JwtAuthenticator("jwt", trusted, lambda seen: seen.is_id_token or seen.is_logout)
+
+
+def _further_issuer(settings: Settings, parts: Parts, one: BearerIssuer) -> FurtherIssuer:
+    http = Http(one.ca_bundle or settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes)
+    return FurtherIssuer(one.issuer, http, now=parts.now, jwks_url=one.jwks_url)
 
 
 def _id_tokens(settings: Settings, parts: Parts) -> BearerAuthenticator:

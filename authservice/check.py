@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from authservice.errors import Reason
 from authservice.identity import Identity
+from authservice.urls import policy_path
 
 
 class Reach(Enum):
@@ -58,7 +59,9 @@ class CheckRequest(msgspec.Struct, frozen=True):
     canonical without doubt; no rule that opens a path ever matches ``None``. ``scheme`` is
     ``"http"``, ``"https"`` or ``None`` when nothing trustworthy tells. ``host`` is lower-cased,
     with its port when one was sent; empty when unknown. ``client`` is the client's address as
-    far as trusted proxies tell it, for logs only.
+    far as trusted proxies tell it, for logs only. ``forwarded`` says that the check came from a
+    trusted proxy, whose ``X-Forwarded-*`` headers are believed; ``doubtful`` that the target might be
+    two, a gateway's and one that a client sent.
     """
 
     method: str
@@ -69,26 +72,59 @@ class CheckRequest(msgspec.Struct, frozen=True):
     headers: Mapping[str, str]
     client: str | None
     dialect: str
+    forwarded: bool = False
+    doubtful: bool = False
 
     def header(self, name: str) -> str:
         """The value of a header by its lower-case name; empty when it was not sent."""
         return self.headers.get(name, "")
 
+    @property
+    def policy_path(self) -> str | None:
+        """The path that policies compare (see `authservice.urls.policy_path`); ``None`` in doubt."""
+        return None if self.doubtful else policy_path(self.target)
+
+
+class Remark(NamedTuple):
+    """What is to be counted of an answer beside the answer itself: ``outcome`` is one of
+    `ops.POLICY_OUTCOMES`. With a ``cause`` it is logged, too."""
+
+    outcome: str
+    cause: str = ""
+
+
+class Variant:
+    """What an `Allow` differs in from the usual one of its identity, in the form that its answers need.
+
+    ``emptied`` are the names of ``remove_headers`` that a gateway which only sets headers sets to nothing.
+    ``made`` is where those who spell answers keep what they made of this variant.
+    """
+
+    __slots__ = ("emptied", "made")
+
+    def __init__(self, emptied: tuple[str, ...]) -> None:
+        self.emptied = emptied
+        self.made: dict[object, Any] = {}
+
 
 class Allow(msgspec.Struct, frozen=True):
     """The request may pass. ``set_headers`` and ``remove_headers`` never share a name, in any
-    letter case: in Envoy removal wins over setting."""
+    letter case: in Envoy removal wins over setting. ``remarks`` are recorded and change nothing.
+    Without ``variant`` the headers depend on the identity alone."""
 
     identity: Identity | None
     set_headers: tuple[tuple[str, str], ...] = ()
     remove_headers: tuple[str, ...] = ()
+    remarks: tuple[Remark, ...] = ()
+    variant: Variant | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Deny:
     """The request may not pass. ``public`` is the one sentence that a person may see;
     ``challenge`` the ``WWW-Authenticate`` value of a 401; ``detail`` what the page may add
-    (for example the groups that would have been enough); ``cause`` is for the log only."""
+    (for example the groups that would have been enough); ``cause`` is for the log only, and ``remarks``
+    are recorded."""
 
     status: int
     reason: Reason
@@ -97,6 +133,7 @@ class Deny:
     identity: Identity | None = None
     detail: tuple[str, ...] = ()
     cause: str = ""
+    remarks: tuple[Remark, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

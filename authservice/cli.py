@@ -1,30 +1,33 @@
 """The ``authservice`` command: for those who set the service up and run it.
 
 ``check-config`` reads this environment as a start would and says everything that is wrong with it;
-``settings`` shows the table of all settings; ``sessions`` is `authservice.cli_sessions`. Serving is
-gunicorn's work, not this command's.
+``settings`` shows the table of all settings; ``sessions`` is `authservice.cli_sessions`, ``policy`` is
+`authservice.cli_policy`. Serving is gunicorn's work, not this command's.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from authservice import __version__, cli_sessions, startup
+from authservice import __version__, cli_policy, cli_sessions, startup
 from authservice.settings import Settings, examine, show
 
 OK, USAGE_OR_PROBLEMS = 0, 2
 
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
-    """Runs one command; the exit status is 0, or 2 when something is wrong (``sessions`` has more)."""
+    """Runs one command; the exit status is 0, or 2 when something is wrong (``sessions`` and ``policy`` have more)."""
     arguments = _parser().parse_args(argv)
     if arguments.command == "check-config":
         return check_config(environ)
     if arguments.command == "sessions":
         return cli_sessions.run(arguments, environ)
+    if arguments.command == "policy":
+        return cli_policy.run(arguments, os.environ if environ is None else environ)
     return show_settings(arguments.markdown, arguments.write)
 
 
@@ -52,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"with --markdown: put the tables into FILE, between {show.BEGIN} and {show.END}",
     )
     cli_sessions.add_to(commands)
+    cli_policy.add_to(commands)
     return parser
 
 

@@ -9,14 +9,12 @@ of a session is its label (`sessions.directory`), so it prints no secret and no 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import islice
@@ -30,8 +28,9 @@ from authservice.sessions.directory import Directory, Known, deadline
 from authservice.sessions.labels import Labels
 from authservice.sessions.seal import Keyring, session_key
 from authservice.settings import Settings, load
+from authservice.terminal import carried_out, say, shown
 
-OK, NOTHING_FOUND, USAGE_OR_SETTINGS, STORE_DOWN, INTERRUPTED = 0, 1, 2, 3, 130
+OK, NOTHING_FOUND, USAGE_OR_SETTINGS, STORE_DOWN = 0, 1, 2, 3
 
 SHORTEST_PREFIX = 8
 """Characters of an id that may stand for it, where only one session's begins so."""
@@ -93,12 +92,15 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str] | None = None,
     """Carries out one action; gives the exit status."""
     if arguments.action == "end" and bool(arguments.ids) == bool(arguments.all_of or arguments.older_than is not None):
         arguments.complain("name either ids, or --all-of and --older-than")
-    _let_through_what_cannot_be_encoded(sys.stdout, sys.stderr)
+    return carried_out(lambda: _carry_out(arguments, environ, now))
+
+
+def _carry_out(arguments: argparse.Namespace, environ: Mapping[str, str] | None, now: Clock) -> int:
     try:
         settings = load(environ)
     except SettingsError as error:
         _tell("the settings in this environment cannot be used; run it with those of the service.")
-        _say("".join(f"\n  - {_shown(problem)}" for problem in error.problems) + "\n")
+        say("".join(f"\n  - {shown(problem)}" for problem in error.problems) + "\n")
         return USAGE_OR_SETTINGS
     try:
         opened = build_store(settings, now, create=False)
@@ -113,13 +115,6 @@ def run(arguments: argparse.Namespace, environ: Mapping[str, str] | None = None,
     except StoreDown as error:
         _tell(str(error))
         return STORE_DOWN
-    except BrokenPipeError:
-        # Whoever reads, `head` for one, has seen enough; nothing more is to be said at the end either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return OK
-    except KeyboardInterrupt:
-        _say("\n")
-        return INTERRUPTED
 
 
 class _Sessions:
@@ -186,7 +181,7 @@ class _Sessions:
         facts["ends"] = self._moment(self._ends(known))
         if about:
             facts |= {"from": about.address, "with": about.user_agent}
-        print("\n".join(_table((), ([name, _shown(value)] for name, value in facts.items() if value))))
+        print("\n".join(_table((), ([name, shown(value)] for name, value in facts.items() if value))))
         return OK
 
     def _end_named(self, prefixes: Sequence[str]) -> int:
@@ -205,7 +200,7 @@ class _Sessions:
             if self._json:
                 print(json.dumps({"ended": 0}))
             return NOTHING_FOUND
-        whose = "" if user is None else f" of {_shown(user)}"
+        whose = "" if user is None else f" of {shown(user)}"
         if ask and sys.stdin.isatty() and not _agreed(f"End {counted(len(ids), 'session')}{whose}?"):
             _tell("nothing was ended")
             return NOTHING_FOUND
@@ -222,7 +217,7 @@ class _Sessions:
             self._progress.clear()
             print(json.dumps({"ended": ended}) if self._json else f"{counted(ended, 'session')} ended.")
             if ended:
-                _say(_LIVE_ON + "\n")
+                say(_LIVE_ON + "\n")
         return ended
 
     def _check(self, thorough: bool | None) -> int:
@@ -235,9 +230,9 @@ class _Sessions:
         if self._json:
             print(json.dumps({"facts": facts, "problems": problems}))
         else:
-            shown = ([_shown(name), _fact(value)] for name, value in facts.items())
-            print("\n".join(_table((), shown)))
-            print("".join(f"\nproblem: {_shown(problem)}" for problem in problems) or "\nNothing is wrong with it.")
+            rows = ([shown(name), _fact(value)] for name, value in facts.items())
+            print("\n".join(_table((), rows)))
+            print("".join(f"\nproblem: {shown(problem)}" for problem in problems) or "\nNothing is wrong with it.")
         return STORE_DOWN if problems else OK
 
     def _found(self, user: str | None, age: timedelta | None) -> Iterator[Known]:
@@ -284,14 +279,14 @@ class _Sessions:
         about, ends = known.about, f"{self._ends(known):{_MINUTE}}"
         if about is None:
             return [known.id[:SHOWN_ID], _SEALED, "", "", ends, "", ""]
-        agent = _shown(about.user_agent)
+        agent = shown(about.user_agent)
         return [
             known.id[:SHOWN_ID],
-            _shown(about.user_id),
+            shown(about.user_id),
             f"{about.created:{_MINUTE}}",
             f"{about.last_seen:{_MINUTE}}",
             ends,
-            _shown(about.address),
+            shown(about.address),
             agent if len(agent) <= _LONGEST_AGENT else agent[: _LONGEST_AGENT - 1] + "…",
         ]
 
@@ -334,13 +329,13 @@ class _Progress:
             yield item
             if count % 100 == 0 and self.clock() >= following:
                 following = self.clock() + every
-                _say(f"\r{count:,} sessions …" if terminal else f"{count:,} sessions …\n")
+                say(f"\r{count:,} sessions …" if terminal else f"{count:,} sessions …\n")
                 self._shown = terminal
 
     def clear(self) -> None:
         """Before anything else is printed."""
         if self._shown:
-            _say("\r\033[K")
+            say("\r\033[K")
             self._shown = False
 
 
@@ -362,13 +357,8 @@ def _width(text: str) -> int:
     return len(text) + wide - sum(unicodedata.combining(character) != 0 for character in text)
 
 
-def _shown(text: str) -> str:
-    """Fit for a terminal: nothing in it moves the cursor, changes colours or turns text around."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
-
-
 def _fact(value: str | int) -> str:
-    return f"{value:,}" if isinstance(value, int) else _shown(value)
+    return f"{value:,}" if isinstance(value, int) else shown(value)
 
 
 def _since(known: Known) -> tuple[datetime, str]:
@@ -376,21 +366,9 @@ def _since(known: Known) -> tuple[datetime, str]:
 
 
 def _agreed(question: str) -> bool:
-    _say(f"{question} [y/N] ")
+    say(f"{question} [y/N] ")
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _tell(message: str) -> None:
-    _say(f"authservice sessions: {_shown(message)}\n")
-
-
-def _say(text: str) -> None:
-    with suppress(BrokenPipeError):  # that nobody listens is no reason to end one session and leave the next
-        print(text, end="", file=sys.stderr, flush=True)
-
-
-def _let_through_what_cannot_be_encoded(*streams: object) -> None:
-    """As ``\\xe9``, where the environment's encoding has no such character."""
-    for stream in streams:
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+    say(f"authservice sessions: {shown(message)}\n")

@@ -13,6 +13,8 @@ came from a provider or a client.
     ├── Refused            401   a credential that is ours, and bad
     ├── SessionOver        401   a session that its provider lets go on no longer
     ├── Forbidden          403   an identity that may not
+    │   ├── IdentityUnusable     one that cannot be passed on
+    │   └── WrongAudience        a good token for somebody else
     ├── Misdirected        403   the gateway's check cannot be understood: a wiring fault
     ├── LoginRefused             the callback's refusals
     │   ├── LoginNotOurs   400   this browser did not begin this login
@@ -43,7 +45,9 @@ class Reason(str, Enum):
 
     NOT_AUTHENTICATED = "not_authenticated"
     INVALID_TOKEN = "invalid_token"
+    WRONG_AUDIENCE = "invalid_audience"
     GROUPS = "groups_not_allowed"
+    POLICY = "policy_denied"
     AUTHORIZER_REFUSED = "authorizer_refused"
     IDENTITY = "identity_unusable"
     MISCONFIGURED = "gateway_misconfigured"
@@ -128,6 +132,13 @@ class IdentityUnusable(Forbidden):
     def __init__(self, detail: str = "", *, public: str | None = None, login_status: int = 403) -> None:
         super().__init__(detail, public=public)
         self.login_status = login_status
+
+
+class WrongAudience(Forbidden):
+    """A token that is good, and was issued for another service: its sender is known, and may not."""
+
+    reason = Reason.WRONG_AUDIENCE
+    public = "The token sent with this request was issued for another service."
 
 
 class Misdirected(AuthServiceError):

@@ -82,11 +82,16 @@ class Trust:
         """The client's address: the last one in ``X-Forwarded-For`` that no trusted proxy added."""
         if not self._proxies or not self.trusts(parts.peer):
             return parts.peer
-        hops = [hop.strip() for hop in parts.headers.get("x-forwarded-for", "").split(",") if hop.strip()]
-        for hop in reversed(hops):
-            if not self.trusts(hop):
-                return hop if _is_address(hop) else parts.peer
-        return hops[0] if hops and _is_address(hops[0]) else parts.peer
+        return self.addresses(parts.headers)[1] or parts.peer
+
+    def addresses(self, headers: Mapping[str, str]) -> tuple[str | None, str | None]:
+        """What ``X-Forwarded-For`` of a trusted proxy tells: who connected to it, and the client, which is the
+        last one that no trusted proxy added. ``None`` for what is not there, or is no address."""
+        hops = [hop.strip() for hop in headers.get("x-forwarded-for", "").split(",") if hop.strip()]
+        if not hops:
+            return None, None
+        client = next((hop for hop in reversed(hops) if not self.trusts(hop)), hops[0])
+        return (hops[-1] if _is_address(hops[-1]) else None), (client if _is_address(client) else None)
 
 
 class EnvoyDialect:
@@ -128,6 +133,7 @@ class EnvoyDialect:
             headers=parts.headers,
             client=self._trust.client(parts),
             dialect=self.name,
+            forwarded=self._trust.trusts(parts.peer),
         )
 
 
@@ -166,6 +172,8 @@ class VerifyDialect:
             headers=parts.headers,
             client=self._trust.client(parts),
             dialect=self.name,
+            forwarded=self._trust.trusts(parts.peer),
+            doubtful=not behind and _might_be_two(target),
         )
 
 
@@ -198,6 +206,8 @@ class ForwardAuthDialect:
             headers=headers,
             client=self._trust.client(parts),
             dialect=self.name,
+            forwarded=self._trust.trusts(parts.peer),
+            doubtful=_might_be_two(target),
         )
 
 

@@ -8,6 +8,7 @@ settings gunicorn does not start: all problems are listed and the exit status is
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import socket
 import struct
@@ -72,8 +73,11 @@ def when_ready(server: Any) -> None:
 
 
 def on_starting(server: Any) -> None:
-    """Called in the master, once: makes the place where workers put their numbers together."""
+    """Called in the master, once: makes the place where workers put their numbers together, and the last
+    good policies."""
     server.numbers = scrape.new_folder(server.cfg.uid, server.cfg.gid)
+    if server.numbers is not None:
+        os.environ[scrape.SHARED_FOLDER] = str(server.numbers)
 
 
 def post_fork(server: Any, worker: Any) -> None:

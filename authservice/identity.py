@@ -54,6 +54,9 @@ class VerifiedClaims(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._claims)
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._claims.get(name, default)
+
 
 @dataclass(frozen=True, slots=True)
 class Identity:
@@ -359,8 +362,9 @@ class IdentityHeaders:
         self._auth_method_header = auth_method_header
         self._prefix = userid_prefix
         self._transformers = transformers or Transformers()
-        self._spellings = _other_spellings(names)
-        self._all = (*names, *self._spellings)
+        self._spellings = other_spellings(names)
+        self.names = (*names, *self._spellings)
+        """Every name that is an identity header to some application."""
 
     def render(self, identity: Identity | None) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
         """The headers to set, each once, and the names to remove; never one name in both.
@@ -370,7 +374,7 @@ class IdentityHeaders:
         than `MAX_HEADER` bytes and for a user id that the transformers leave empty.
         """
         if identity is None:
-            return (), self._all
+            return (), self.names
         headers = []
         if self._userid_header:
             user_id = self._transformers.apply(identity.user_id)
@@ -387,10 +391,11 @@ class IdentityHeaders:
         return tuple(headers), self._spellings
 
 
-def _other_spellings(names: list[str]) -> tuple[str, ...]:
+def other_spellings(names: Iterable[str]) -> tuple[str, ...]:
     """Names that an application behind CGI or WSGI takes for these: underscores for dashes and
-    the reverse, in both cases for gateways that compare exactly. Never one of the names itself,
-    for in Envoy removal wins over setting whatever the case."""
+    the reverse, in both cases for gateways that compare exactly. Never one of the names themselves
+    (in lower case), for in Envoy removal wins over setting whatever the case."""
+    names = tuple(names)
     spellings = dict.fromkeys(
         spelling for name in names for spelling in (name.replace("-", "_"), name.replace("_", "-"))
     )

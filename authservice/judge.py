@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote
@@ -19,14 +19,14 @@ from flask.blueprints import BlueprintSetupState
 from werkzeug.datastructures import Headers
 from werkzeug.routing import Rule
 
-from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Reply, RequestParts
+from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Remark, Reply, RequestParts
 from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, Reason
 from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
 from authservice.identity import AuthMethod
 from authservice.logs import Event, request_fields, request_id
 from authservice.navigation import is_navigation
-from authservice.ops import OPEN, Counts, Metric
+from authservice.ops import OPEN, POLICY_OUTCOMES, Counts, Metric
 from authservice.pages import Page, Pages
 from authservice.pipeline import Pipeline
 
@@ -69,6 +69,7 @@ class Judge:
             OPEN: self._counts.adder(Metric.ALLOWED, OPEN),
             **{method: self._counts.adder(Metric.ALLOWED, method.value) for method in AuthMethod},
         }
+        self._count_remark = {word: self._counts.adder(Metric.POLICY_VERDICTS, word) for word in POLICY_OUTCOMES}
         self._log_allowed = log_allowed
         self._made_for_nobody: dict[object, Any] = {}
 
@@ -102,12 +103,18 @@ class Judge:
             method, made = OPEN, self._made_for_nobody
         else:
             method, made = identity.method, identity.made
+        if allow.variant is not None:
+            made = allow.variant.made
         reply = made.get(dialect)
         if reply is None:
             reply = made[dialect] = allowed(allow, dialect.style, dialect.name)
         self._count_allowed[method]()
-        if self._log_allowed:
-            self._record(check, _request_id(parts), Event.ALLOWED, auth_method=method)
+        told = self._counted(allow.remarks) if allow.remarks else []
+        if told or self._log_allowed:
+            identifier = _request_id(parts)
+            self._tell(told, check, identifier)
+            if self._log_allowed:
+                self._record(check, identifier, Event.ALLOWED, auth_method=method)
         return reply
 
     def _sent_to_log_in(self, login: Login, check: CheckRequest, identifier: str, reach: Reach) -> Reply:
@@ -131,6 +138,7 @@ class Judge:
 
     def _denied(self, deny: Deny, check: CheckRequest, identifier: str) -> Reply:
         self._counts.add(Metric.DENIED, deny.reason.value)
+        self._tell(self._counted(deny.remarks), check, identifier)
         self._record(check, identifier, Event.DENIED, status=deny.status, reason=deny.reason, cause=deny.cause)
         extra: tuple[tuple[str, str], ...] = ()
         if deny.challenge:
@@ -142,6 +150,17 @@ class Judge:
             return _json(deny.status, {"error": deny.reason.value, "message": deny.public}, extra)
         page = self._denial_page(deny, identifier)
         return Reply(deny.status, (*page.headers, *extra), page.body)
+
+    def _counted(self, remarks: Sequence[Remark]) -> list[Remark]:
+        """Counts them, and gives those that are to be logged."""
+        for remark in remarks:
+            self._count_remark[remark.outcome]()
+        return [remark for remark in remarks if remark.cause]
+
+    def _tell(self, remarks: Sequence[Remark], check: CheckRequest, identifier: str) -> None:
+        for remark in remarks:
+            event = Event.POLICY_AUDIT if remark.outcome == "audit" else Event.POLICY_TRIAL
+            self._record(check, identifier, event, outcome=remark.outcome, cause=remark.cause)
 
     def _denial_page(self, deny: Deny, identifier: str) -> Page:
         if deny.identity is None:
@@ -193,14 +212,23 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
     if allow.remove_headers and style is PASSES_ANSWERS_ON:
         # Always: with several dialects chosen, Envoy may be the one that asks on any path.
         headers += (_removal(allow.remove_headers),)
-        if dialect != "envoy" and allow.identity is None:
-            headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, allow.remove_headers)))
+        if dialect != "envoy":
+            headers += tuple((name, "") for name in dict.fromkeys(map(str.lower, _emptied(allow))))
     return Reply(style.allow_status, headers)
 
 
-@lru_cache(maxsize=16)
+def _emptied(allow: Allow) -> tuple[str, ...]:
+    """What is to reach the application as nothing. Where identity headers are set, their other spellings are
+    left to gateways that remove."""
+    if allow.variant is not None:
+        return allow.variant.emptied
+    return allow.remove_headers if allow.identity is None else ()
+
+
+@lru_cache(maxsize=256)
 def _removal(names: tuple[str, ...]) -> tuple[str, str]:
-    """One header for everybody: the names come from the settings, and thousands of replies are kept."""
+    """One header for everybody: the names come from the settings and policies, and thousands of replies
+    are kept."""
     return REMOVE, ",".join(names)
 
 

@@ -22,14 +22,25 @@ OPEN = "none"
 
 
 class Readiness:
-    """Looks at each part that a login needs. A probe returns, or raises `errors.Unavailable`."""
+    """Looks at each part that a login needs. A probe returns, or raises `errors.Unavailable`.
 
-    def __init__(self, probes: Mapping[str, Callable[[], object]]) -> None:
+    A note is a sentence about what is not as somebody meant it to be, empty when all is well. Nobody is
+    sent elsewhere for it.
+    """
+
+    def __init__(
+        self, probes: Mapping[str, Callable[[], object]], notes: Mapping[str, Callable[[], str]] | None = None
+    ) -> None:
         self._probes = probes
+        self._notes = notes or {}
 
     def report(self) -> dict[str, str]:
         """Each part with ``"ok"`` or the reason why not."""
         return {name: self._ask(probe) for name, probe in self._probes.items()}
+
+    def notes(self) -> dict[str, str]:
+        """Each note, or ``"ok"``: for people who look, and no part of the verdict."""
+        return {name: note() or OK for name, note in self._notes.items()}
 
     @staticmethod
     def _ask(probe: Callable[[], object]) -> str:
@@ -59,6 +70,7 @@ _REASONS = tuple(reason.value for reason in Reason)
 
 
 QUESTIONS = ("refresh", "validation")
+POLICY_OUTCOMES = ("allow", "deny", "trial_allow", "trial_deny", "audit")
 
 
 class Metric(Enum):
@@ -89,6 +101,16 @@ class Metric(Enum):
     SESSIONS_UNSAVED = ("sessions_unsaved", "Sessions whose new tokens the store did not take yet")
     MARKS_WAITING = ("session_marks_waiting", "Sessions in use that are not marked so in the store yet")
     MARKS_LOST = ("session_marks_lost_total", "Uses of a session that could not be marked in the store")
+    POLICY_VERDICTS = (
+        "policy_verdicts_total", "What policies said of checks, on trial where nothing was enforced", "outcome",
+        POLICY_OUTCOMES,
+    )
+    POLICY_RELOADS = (
+        "policy_reloads_total", "Changed policies that were taken or refused, once in each worker", "outcome",
+        ("taken", "refused"),
+    )
+    POLICIES = ("policies", "Policies that count now, added up over all workers")
+    POLICIES_REFUSED = ("policies_refused", "Workers that go on with older policies, since the new ones are faulty")
     STORE_FAILURES = ("store_failures_total", "Questions to the session store that brought no answer")
     PROVIDER_FAILURES = (
         "provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx",

@@ -8,10 +8,13 @@ no cookie, so that every edge (Flask, tests, a faster server) asks exactly the s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+
+from msgspec.structs import replace
 
 from authservice.authn import Authenticator
-from authservice.authz import Authorizer
-from authservice.check import Allow, CheckRequest, Decision, Deny, Login, Reach
+from authservice.authz import Authorizer, Granted, Refusal
+from authservice.check import Allow, CheckRequest, Decision, Deny, Login, Reach, Remark
 from authservice.errors import AuthServiceError, Refused
 from authservice.identity import Identity, IdentityHeaders
 from authservice.urls import PathPrefixes, ReturnAddresses
@@ -24,7 +27,10 @@ class Pipeline:
     """The rules of one service, in their order.
 
     ``ready`` raises `errors.NotReady` while nobody could log in. ``redirects`` says for a check
-    whether an unauthenticated client is sent to the login rather than told to authenticate.
+    whether an unauthenticated client is sent to the login rather than told to authenticate. ``outputs``
+    completes each allow by what policies tell the application besides. ``admits_anonymous`` says of a
+    check without any credential whether nobody in particular may. ``policies`` gives the set that counts
+    now, which several of these ask: no decision is half of one set and half of another.
     """
 
     def __init__(
@@ -38,6 +44,9 @@ class Pipeline:
         ready: Callable[[Reach], object],
         redirects: Callable[[CheckRequest], bool],
         return_addresses: ReturnAddresses,
+        outputs: Callable[[CheckRequest, Allow], Allow] | None = None,
+        admits_anonymous: Callable[[CheckRequest], Granted | None] | None = None,
+        policies: Callable[[], object] | None = None,
     ) -> None:
         self._open_paths = open_paths
         self._preflights_pass = preflights_pass
@@ -47,19 +56,35 @@ class Pipeline:
         self._ready = ready
         self._redirects = redirects
         self._return_addresses = return_addresses
-        self._nobody = Allow(None, *headers.render(None))
-
-    def decide(self, check: CheckRequest, reach: Reach) -> Decision:
+        self._outputs = outputs
+        self._admits_anonymous = admits_anonymous
+        self.decide: Callable[[CheckRequest, Reach], Decision] = self._decide
         """Exactly one of allow, deny and login.
 
         Raises `check.NeedsIO` (only under `Reach.MEMORY`) when a step would have to wait; every
         failure of the closed family becomes a `Deny`, here and nowhere else.
         """
+        if policies is not None:
+            self.decide = partial(self._by_one_set, policies)
+        self._nobody = Allow(None, *headers.render(None))
+
+    def _by_one_set(self, policies: Callable[[], object], check: CheckRequest, reach: Reach) -> Decision:
+        while True:
+            before = policies()
+            decision = self._decide(check, reach)
+            if policies() is before:
+                return decision
+
+    def _decide(self, check: CheckRequest, reach: Reach) -> Decision:
         if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
-            return self._nobody
+            return self._nobody if self._outputs is None else self._outputs(check, self._nobody)
         try:
             identity = self.authenticate(check, reach)
             if identity is None:
+                granted = self._admits_anonymous(check) if self._admits_anonymous else None
+                if granted is not None:
+                    nobody = replace(self._nobody, remarks=granted.remarks)
+                    return nobody if self._outputs is None else self._outputs(check, nobody)
                 self._ready(reach)
                 return self._login(check)
             return self._authorize(check, identity, reach)
@@ -80,19 +105,27 @@ class Pipeline:
         return None
 
     def _authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Decision:
+        remarks: tuple[Remark, ...] = ()
         for authorizer in self._authorizers:
-            refusal = authorizer.authorize(check, identity, reach)
-            if refusal is not None:
-                return Deny(403, refusal.reason, refusal.public, identity=identity, detail=refusal.detail)
-        return self._allow(identity)
+            word = authorizer.authorize(check, identity, reach)
+            if word is None:
+                continue
+            remarks += word.remarks
+            if isinstance(word, Refusal):
+                return Deny(
+                    403, word.reason, word.public, identity=identity, detail=word.detail, cause=word.cause,
+                    remarks=remarks,
+                )
+        allow = self._allow(identity, remarks)
+        return allow if self._outputs is None else self._outputs(check, allow)
 
-    def _allow(self, identity: Identity) -> Allow:
+    def _allow(self, identity: Identity, remarks: tuple[Remark, ...]) -> Allow:
         """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
         identity: such rings are not freed at once.)"""
         rendered = identity.made.get(self)
         if rendered is None:
             rendered = identity.made[self] = self._headers.render(identity)
-        return Allow(identity, rendered[0], rendered[1])
+        return Allow(identity, rendered[0], rendered[1], remarks)
 
     def _login(self, check: CheckRequest) -> Login:
         return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)

@@ -29,6 +29,9 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 INTERVAL = 1.0
 """Seconds between two writings of the same process's numbers."""
 
+SHARED_FOLDER = "AUTHSERVICE_SHARED_FOLDER"
+"""The variable by which workers learn of the folder that they share."""
+
 _LIVE = "live-"
 _ENDED = "ended.json"
 _LOCK = "lock"

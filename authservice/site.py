@@ -283,7 +283,7 @@ def _theme_view(pages: Pages, browsers: Browsers) -> Callable[[str], Response]:
 
 def _readyz(readiness: Readiness) -> Response:
     report = readiness.report()
-    answer = flask.jsonify(report)
+    answer = flask.jsonify({**report, **readiness.notes()})
     answer.status_code = 200 if is_ready(report) else 503
     answer.headers.update([NO_STORE])
     return answer

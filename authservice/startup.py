@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from authservice import policies
 from authservice.errors import SettingsError
 from authservice.kubernetes.access import NoAccess
 from authservice.kubernetes.cluster import MOUNTED, find_cluster
@@ -31,19 +32,20 @@ _PASSING = (errno.ENOSPC, errno.EDQUOT)
 HELP = "`authservice settings` explains every setting; `authservice check-config` checks them again."
 
 
-def checked(environ: Mapping[str, str] | None = None) -> Settings:
-    """The settings of an environment (the process's own by default) with which a start succeeds.
+def checked(environ: Mapping[str, str] | None = None, shared: Path | None = None) -> Settings:
+    """The settings of an environment (the process's own by default) with which a start succeeds; in a folder
+    ``shared`` by workers the policies of those that run already may be found.
 
     Raises `errors.SettingsError` with all problems of their texts, or of what the texts name.
     """
     settings = load(environ)
-    found = problems(settings)
+    found = problems(settings, shared)
     if found:
         raise SettingsError(list(found), [*settings.warnings, *warnings(settings)])
     return settings
 
 
-def problems(settings: Settings) -> tuple[str, ...]:
+def problems(settings: Settings, shared: Path | None = None) -> tuple[str, ...]:
     """Every reason why a service with these settings could not serve, each naming its variable."""
     return (
         *_key_problems(settings),
@@ -51,6 +53,7 @@ def problems(settings: Settings) -> tuple[str, ...]:
         *_redis_problems(settings),
         *_kubernetes_problems(settings),
         *_store_problems(settings),
+        *policies.problems(settings, shared),
         *_page_findings(settings)[0],
     )
 

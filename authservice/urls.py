@@ -63,6 +63,41 @@ def canonical_path(target: str) -> str | None:
     return quote(decoded, safe=_LITERAL)
 
 
+_ESCAPED_DOT = re.compile("%2[Ee]")
+
+
+@lru_cache(maxsize=128)
+def policy_path(target: str) -> str | None:
+    """The path that policies compare: dot segments resolved and ``\\`` read as ``/``, as Istio's
+    normalisation ``BASE`` does, then as `canonical_path`; ``None`` in doubt.
+
+    What a dot segment removes must be beyond doubt, too, since others might resolve it otherwise
+    (``/a//../b``, ``/a;x/../b``), and so is a path that climbs above its root.
+    """
+    path = target.partition("?")[0]
+    if _PLAIN.fullmatch(path):
+        return canonical_path(target)
+    first, *segments = _ESCAPED_DOT.sub(".", path.replace("\\", "/")).split("/")
+    if not segments:
+        return None
+    named: list[str] = []
+    kept: list[str] = []
+    for segment in segments:
+        if segment == "..":
+            if not kept:
+                return None
+            kept.pop()
+        elif segment != ".":
+            named.append(segment)
+            kept.append(segment)
+    if segments[-1] in (".", ".."):
+        kept.append("")  # what it leads to is a folder
+    query = target[len(path):]
+    if canonical_path(f"{first}/{'/'.join(named)}{query}") is None:
+        return None
+    return canonical_path(f"/{'/'.join(kept)}{query}")
+
+
 def _is_doubtful(character: str) -> bool:
     """A character that is invisible, or that some upstream reads as an ASCII one."""
     if character.isascii():

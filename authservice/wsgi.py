@@ -5,7 +5,12 @@ Importing this module reads the environment; `errors.SettingsError` lists every 
 
 from __future__ import annotations
 
-from authservice.app import create_app
+import os
+from pathlib import Path
 
-app = create_app()
+from authservice.app import create_app
+from authservice.scrape import SHARED_FOLDER
+
+_shared = os.environ.get(SHARED_FOLDER)
+app = create_app(shared=Path(_shared) if _shared else None)
 app.extensions["authservice"].start()

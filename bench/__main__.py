@@ -94,7 +94,7 @@ def _run(
         for group in groups:
             results.figures[group.name] = measure_group(group, rows, stage, pace, patience, _say)
         if PROCESS in others:
-            _say("\nIn the process, by credential")
+            _say("\nIn the process, by credential and by policies")
             with tempfile.TemporaryDirectory(prefix="authservice-bench-") as folder:
                 results.bearer = bearer.measure(stage.provider, Path(folder), bearer.ROUNDS if not given.quick else 5)
         if MEMORY in others and (given.long or not given.quick):
@@ -164,7 +164,7 @@ def _list(groups: Sequence[Group], rows: dict[str, Row]) -> int:
         print(f"{group.name}: {group.title}")
         for name in group.rows:
             print(f"  {name:16}{rows[name].title}{' (not in a quick run)' if rows[name].heavy else ''}")
-    print(f"{PROCESS}: checks by credential in this process, without sockets")
+    print(f"{PROCESS}: checks by credential and by policies in this process, without sockets")
     print(f"{MEMORY}: what a worker keeps in memory (not in a quick run)")
     print(f"{SWEEP}: what checks take while expired sessions are removed")
     return 0

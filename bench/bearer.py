@@ -1,4 +1,4 @@
-"""What a check costs by the credential it comes with, without the server's sockets.
+"""What a check costs by the credential it comes with, and by policies, without the server's sockets.
 
 Builds the service as `authservice.app` does, from settings, and asks `Judge.answer` in this process.
 Tokens are of the tests' provider, of which the service asks discovery and keys once. Time is this
@@ -17,6 +17,7 @@ import jwt
 
 from authservice import app, settings
 from authservice.check import RequestParts
+from bench import policies
 from bench.service import COOKIE_NAME, USER, new_session
 from tests.provider import FakeProvider, ec_key
 
@@ -24,9 +25,12 @@ AUDIENCE = "bench"
 ROUNDS, SECONDS = 40, 0.02
 
 COOKIE, CACHED = "cookie", "bearer token, cached"
+ONE_POLICY = "cookie, one policy"
+MANY_POLICIES = f"cookie, {policies.MANY:,} policies on {policies.MANY_HOSTS} hosts"
 JUDGED, BARE = "JWT {}, not cached", "PyJWT alone, {}"
 WANTED = (
     (CACHED, COOKIE, 1.5),
+    (MANY_POLICIES, ONE_POLICY, 1.3),
     (JUDGED.format("RS256"), BARE.format("RS256"), 1.3),
     (JUDGED.format("ES256"), BARE.format("ES256"), 1.3),
 )
@@ -76,16 +80,25 @@ def bare(key: Any, algorithm: str, issuer: str, token: str) -> Callable[[], None
 def measure(provider: FakeProvider, folder: Path, rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Seconds of this thread for one check, by row, one figure for each round."""
     issuer = provider.issuer
-    plain, caching = build(issuer, folder), build(issuer, folder, CACHE_ENABLED="true")
-    for service in (plain, caching):
-        service.start()  # without its watch on the store, it would read it at every check
     until = int(time.time()) + 3600
+    # Before any service asks for the keys: two threads that make one at once make two.
     tokens: dict[str, tuple[Any, str]] = {
         "RS256": (provider.signing_key, provider.access_token(AUDIENCE, exp=until)),
         "ES256": (ec_key(0), provider.access_token(AUDIENCE, exp=until, key=ec_key(0), header={"kid": "es"})),
     }
+    plain, caching = build(issuer, folder), build(issuer, folder, CACHE_ENABLED="true")
+    one_policy = build(issuer, folder, **policies.write(folder / "one"))
+    many_policies = build(issuer, folder, **policies.write(folder / "many", policies.MANY_HOSTS))
+    services = (plain, caching, one_policy, many_policies)
+    for service in services:
+        service.start()  # without its watch on the store, it would read it at every check
     secret = plain.sessions.begin(new_session(issuer))
-    rows = {COOKIE: checking(plain, {"cookie": f"{COOKIE_NAME}={secret}"})}
+    cookie = {"cookie": f"{COOKIE_NAME}={secret}"}
+    rows = {
+        COOKIE: checking(plain, cookie),
+        ONE_POLICY: checking(one_policy, cookie),
+        MANY_POLICIES: checking(many_policies, cookie),
+    }
     for algorithm, (key, token) in tokens.items():
         bearer = {"authorization": f"Bearer {token}"}
         rows.setdefault(CACHED, checking(caching, bearer))
@@ -94,8 +107,8 @@ def measure(provider: FakeProvider, folder: Path, rounds: int = ROUNDS) -> dict[
     try:
         return _in_turns(rows, rounds)
     finally:
-        plain.stop()
-        caching.stop()
+        for service in services:
+            service.stop()
 
 
 def _in_turns(rows: Mapping[str, Callable[[], None]], rounds: int) -> dict[str, list[float]]:

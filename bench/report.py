@@ -14,6 +14,7 @@ from typing import Any
 from bench import bearer, sweeping
 from bench.load import Figures
 from bench.memory import Memory
+from bench.policies import MANY, MANY_HOSTS
 from bench.rows import Group, Row
 from bench.stage import IN_TURN
 from bench.sweeping import Sweeping
@@ -117,6 +118,8 @@ TARGETS: tuple[Target, ...] = (
     Target("sessions in Redis / in SQLite", _times("stores", "redis", "cookie"), 0.95),
     Target("1,000,000 sessions in SQLite / one", _times("stores", "full", "cookie"), 0.9),
     Target("1,000,000 sessions in Redis / one in Redis", _times("stores", "full-redis", "redis"), 0.9),
+    Target(f"{MANY:,} policies on {MANY_HOSTS} hosts / one, time of a check",
+           _times("policies", "policy-one", "policy-many"), 1.3, False),
     Target("p99 / p50 of the cookie check, 16 connections", lambda results: results.tail("beside", "cookie"), 4, False),
     Target(f"MB of a worker with {IN_TURN:,} live sessions", _live, 150, False),
     Target("MB that 5,000,000 checks add to it", _growth, 2, False),

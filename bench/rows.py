@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from bench.load import Request, measure
+from bench.policies import MANY, MANY_HOSTS
 from bench.service import NAVIGATION, Service, browser
 from bench.stage import IN_TURN, STRANGERS, Stage
 
@@ -107,6 +108,16 @@ def _own(name: str, **changes: str) -> Callable[[Stage], Request]:
     return make
 
 
+def _policies(name: str, hosts: int) -> Callable[[Stage], Request]:
+    """A cookie check that policies decide: one policy, or those of so many hosts."""
+
+    def make(stage: Stage) -> Request:
+        service = stage.service(name, **stage.policies(hosts))
+        return service.request(stage.person(service))
+
+    return make
+
+
 def _redis(name: str, redis: str, *, strangers: int = 0, **changes: str) -> Callable[[Stage], Request]:
     def make(stage: Stage) -> Request:
         service = stage.service(name, strangers, **stage.redis(redis), **changes)
@@ -189,6 +200,9 @@ ROWS: tuple[Row, ...] = (
     Row("uncached", "SESSION_CACHE_SIZE=0, SQLite", _own("authservice-uncached", SESSION_CACHE_SIZE="0")),
     Row("uncached-redis", "SESSION_CACHE_SIZE=0, Redis",
         _redis("authservice-uncached-redis", "redis", SESSION_CACHE_SIZE="0")),
+    Row("policy-one", "one policy", _policies("authservice-policy", 0)),
+    Row("policy-many", f"{MANY:,} policies on {MANY_HOSTS} hosts",
+        _policies("authservice-policies", MANY_HOSTS)),
     Row("envoy-open", "Envoy without the check", _gateway("envoy", False)),
     Row("envoy", "Envoy with the check", _gateway("envoy", True)),
     Row("nginx-open", "nginx without the check", _gateway("nginx", False)),
@@ -207,6 +221,7 @@ GROUPS: tuple[Group, ...] = (
           ("bare",), {"cookie-1": "bare-1", "cookie-256": "bare-256", "cookie-close": "bare-close"}),
     Group("extras", "What is added on top", ("cookie", "log", "jwt", "external", "uncached", "uncached-redis"),
           ("cookie",)),
+    Group("policies", "Policies", ("cookie", "policy-one", "policy-many"), ("cookie", "policy-one")),
     Group("gateways", "Through a gateway, in front of an application",
           ("envoy-open", "envoy", "nginx-open", "nginx-check"), ("envoy-open",), {"nginx-check": "nginx-open"}),
 )  # fmt: skip

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TypeVar
 
-from bench import gateways, yardsticks
+from bench import gateways, policies, yardsticks
 from bench.load import Request
 from bench.machine import Cores, on_core
 from bench.programs import INSTALL, BenchError, Missing
@@ -108,6 +108,10 @@ class Stage:
             return {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": server.address}
 
         return self.once(("redis", name), make)
+
+    def policies(self, hosts: int) -> Mapping[str, str]:
+        """The settings that lead to the policies of so many hosts (see `bench.policies.write`)."""
+        return self.once(("policies", hosts), lambda: policies.write(self._folder / f"policies-{hosts}", hosts))
 
     def gateway(self, kind: str, *, checked: bool) -> Request:
         """A gateway of `gateways.KINDS` with the check or without; both ask the same service."""

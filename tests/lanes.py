@@ -154,7 +154,9 @@ def counting(counts: Counts, *, tells: bool) -> Iterator[Counter[str]]:
 
 
 _LOOKED_UP = {metric.one() for metric in (Metric.SESSION_HITS, Metric.BEARER_HITS, Metric.SESSION_INVALIDATIONS)}
-_BY_THE_JUDGE = tuple(metric.full_name for metric in (Metric.ALLOWED, Metric.DENIED, Metric.LOGINS_BEGUN))
+_BY_THE_JUDGE = tuple(
+    metric.full_name for metric in (Metric.ALLOWED, Metric.DENIED, Metric.LOGINS_BEGUN, Metric.POLICY_VERDICTS)
+)
 
 
 def counted_by_the_judge(counted: Counter[str]) -> dict[str, int]:

@@ -8,16 +8,21 @@ import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from flask import Flask
+from werkzeug.test import create_environ
 
-from bench import plot, report
+from bench import plot, policies, report
 from bench.__main__ import main
 from bench.load import Figures
 from bench.rows import GROUPS, ROWS
 from bench.run import select
-from bench.service import browser
+from bench.service import COOKIE_NAME, TARGET, browser, new_session
+from tests.conftest import ask
+from tests.lanes import probe
 from tests.programs import require
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +112,27 @@ class TestRows:
         assert f"; authservice_session={'s' * 49}; " in headers["Cookie"]
 
 
+class TestPolicies:
+    def test_there_are_as_many_as_the_row_says(self, tmp_path: Path) -> None:
+        named = policies.write(tmp_path / "many", policies.MANY_HOSTS)
+        documents = [file.read_text().count('"kind"') for file in Path(named["POLICY_PATH"]).iterdir()]
+        assert (len(documents), sum(documents)) == (policies.MANY_HOSTS, policies.MANY) == (200, 1000)
+        assert len(json.loads(named["POLICY_WORKLOADS"])) == policies.MANY_HOSTS
+
+    @pytest.mark.parametrize("hosts", [0, policies.MANY_HOSTS])
+    def test_the_check_is_decided_by_a_policy_in_the_fast_lane(
+        self, hosts: int, tmp_path: Path, make_app: Callable[..., Flask]
+    ) -> None:
+        app = make_app(**policies.write(tmp_path / "policies", hosts))
+        begun = app.extensions["authservice"].sessions.begin(new_session("https://idp.example"))
+        headers = {"Host": policies.MEASURED, "Cookie": f"{COOKIE_NAME}={begun}"}
+        for method, status in (("GET", 200), ("OPTIONS", 403)):
+            answer = ask(app, method, TARGET, port=8080, headers=headers)
+            environ = create_environ(path="/", method=method, headers=headers)
+            environ.update(RAW_URI=TARGET, REMOTE_ADDR="127.0.0.1", SERVER_PORT="8080")
+            assert (answer.status, probe(app, environ).status) == (status, status)
+
+
 class TestPicture:
     def test_no_two_texts_lie_on_each_other_or_beyond_the_edge(self, everything: report.Results) -> None:
         drawn = ElementTree.fromstring(plot.svg(everything, "2026-01-01"))
@@ -152,5 +178,5 @@ def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
     measured = {name: taken for group in said["groups"].values() for name, taken in group.items()}
     assert {*rows, "bare", "cookie", "envoy-open", "nginx-open"} <= set(measured)
     assert all(one["rate"] > 0 and 0 < one["p50"] <= one["p99"] for taken in measured.values() for one in taken)
-    assert len(said["wanted"]) == 9
+    assert len(said["wanted"]) == 10
     ElementTree.parse(tmp_path / "p.svg")

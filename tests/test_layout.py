@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "identity": {"errors"},
     "urls": {"errors"},
     "check": {"errors", "identity", "urls"},
-    "settings": VALUES | {"settings"},
+    "settings": VALUES | {"policy", "settings"},
     "strictjson": set(),
     "logs": VALUES,
     "ops": VALUES,
@@ -30,12 +30,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "outbound": VALUES | {"outbound", "strictjson"},
     "oidc": MEANS | {"oidc"},
     "sessions": MEANS | {"sessions"},
-    "authz": VALUES | {"authz", "outbound"},
+    "authz": VALUES | {"authz", "outbound", "policy"},
     "kubernetes": MEANS | {"kubernetes"},
-    "authn": MEANS | {"authn", "kubernetes", "oidc", "sessions"},
+    "policy": VALUES | {"logs", "oidc", "ops", "policy", "strictjson"},
+    "authn": MEANS | {"authn", "kubernetes", "oidc", "policy", "sessions"},
     "navigation": set(),
     "same_origin": set(),
     "moments": set(),
+    "terminal": set(),
     "pipeline": VALUES | {"authn", "authz"},
     "gateways": VALUES,
     "links": set(),
@@ -57,13 +59,19 @@ MAY_IMPORT: dict[str, set[str]] = {
         "navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "browsers", "scrape",
     },
     "account": MEANS | {"browsers", "entrance", "gateways", "judge", "links", "pages", "sessions"},
-    "startup": VALUES | {"settings", "pages", "sessions", "outbound", "oidc", "kubernetes"},
+    "startup": VALUES | {"settings", "pages", "policies", "policy", "sessions", "outbound", "oidc", "kubernetes"},
+    "policies": EVERYTHING,
+    "rehearsal": EVERYTHING,
     "authenticators": EVERYTHING,
+    "authorizers": EVERYTHING,
     "upkeep": EVERYTHING,
     "app": EVERYTHING,
     "cli": EVERYTHING,
+    "cli_policy": EVERYTHING,
     "cli_sessions": EVERYTHING,
-    "wsgi": {"app"},
+    "cli_policy": EVERYTHING,
+    "rehearsal": EVERYTHING,
+    "wsgi": {"app", "scrape"},
     "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }
 
@@ -81,9 +89,9 @@ DOORS: dict[str, set[str]] = {
     "authlib": {"oidc.client", "oidc.login", "oidc.tokens"},
     "jwt": {"oidc.tokens", "oidc.keys", "oidc.client"},
     "joserfc": {"oidc.tokens", "oidc.keys", "oidc.client"},
-    "re2": {"identity"},
+    "re2": {"identity", "policy.peers"},
     "kubernetes": {"kubernetes.kubeconfig"},
-    "yaml": {"kubernetes.kubeconfig"},
+    "yaml": {"kubernetes.kubeconfig", "policy.yaml_lines"},
     "gunicorn": {"worker"},
     "uvicorn": {"worker", "protocol"},
     "uvicorn_worker": {"worker"},
@@ -93,10 +101,11 @@ DOORS: dict[str, set[str]] = {
     "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
 }
 
-OUTERMOST = {"fastlane", "sessions.tracking", "sessions.tracking_masters"}
+OUTERMOST = {"fastlane", "policy.current", "sessions.tracking", "sessions.tracking_masters"}
 """Edges that may catch everything. The fast lane hands what it cannot answer to the full path, which
 meets the same fault again, answers 500 and logs it. The threads that watch Redis know nothing then, log
-it, and begin anew: nobody else would, for as long as the process lives."""
+it, and begin anew: nobody else would, for as long as the process lives. The one that watches policies
+refuses those that it cannot judge, and says so."""
 
 
 def modules() -> list[tuple[str, ast.Module]]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import pytest
 
-from authservice.authz import Refusal
+from authservice.authz import Granted, Refusal
 from authservice.authz.groups import GroupsAuthorizer
-from authservice.check import Allow, CheckRequest, Deny, Login, NeedsIO, Reach
+from authservice.check import Allow, CheckRequest, Deny, Login, NeedsIO, Reach, Remark
 from authservice.errors import IdentityUnusable, NotReady, Reason, Refused, StoreDown
 from authservice.identity import AuthMethod, Identity, IdentityHeaders, Transformers, VerifiedClaims
 from authservice.navigation import is_navigation
@@ -113,6 +113,56 @@ def test_the_first_authenticator_with_an_answer_wins() -> None:
     decision = pipeline(first, second, third).decide(check(), Reach.NETWORK)
     assert isinstance(decision, Allow) and decision.identity and decision.identity.user_id == "second"
     assert (first.asked, second.asked, third.asked) == (1, 1, 0)
+
+
+def test_no_decision_is_half_of_one_set_of_policies_and_half_of_another() -> None:
+    count = {"now": "old"}
+
+    class Changes:
+        """An authorizer during whose first answer the policies change."""
+
+        name = "changes"
+        asked: list[str] = []
+
+        def authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Refusal | None:
+            self.asked.append(count["now"])
+            count["now"] = "new"
+            return None if len(self.asked) == 1 else Refusal(Reason.POLICY, "No.")
+
+    changes = Changes()
+    decided = pipeline(Answers(identity()), authorizers=(changes,), policies=lambda: count["now"])
+    decision = decided.decide(check(), Reach.NETWORK)
+    assert isinstance(decision, Deny) and changes.asked == ["old", "new"]
+
+
+def test_what_authorizers_remark_stays_with_the_decision() -> None:
+    class Remarks:
+        name = "remarks"
+
+        def __init__(self, *words: Remark) -> None:
+            self.words = words
+
+        def authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Granted:
+            return Granted(self.words)
+
+    one, other = Remark("allow"), Remark("audit", "policy a/b rule 0")
+    passing = pipeline(Answers(identity()), authorizers=(Remarks(one), Remarks(other)))
+    allowed = passing.decide(check(), Reach.NETWORK)
+    assert isinstance(allowed, Allow) and allowed.remarks == (one, other)
+    refusing = pipeline(Answers(identity()), authorizers=(Remarks(one), Refuses(), Remarks(other)))
+    denied = refusing.decide(check(), Reach.NETWORK)
+    assert isinstance(denied, Deny) and denied.remarks == (one,)
+
+
+def test_nobody_is_admitted_before_anybody_is_sent_to_log_in_and_never_instead_of_somebody() -> None:
+    admits: dict[str, object] = {"admits_anonymous": lambda check: Granted((Remark("allow"),))}
+    decision = pipeline(Answers(None), **admits).decide(check(), Reach.MEMORY)
+    assert isinstance(decision, Allow) and decision.identity is None and decision.remarks == (Remark("allow"),)
+    assert set(decision.remove_headers) >= IDENTITY_NAMES
+    decision = pipeline(Answers(Refused("bad")), **admits).decide(check(), Reach.NETWORK)
+    assert isinstance(decision, Deny) and decision.status == 401
+    decision = pipeline(Answers(None), admits_anonymous=lambda check: None).decide(check(), Reach.NETWORK)
+    assert isinstance(decision, Login)
 
 
 def test_a_refused_credential_stops_and_is_not_rescued_by_the_next() -> None:

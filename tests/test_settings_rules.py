@@ -339,6 +339,20 @@ def test_several_redis_addresses(address: str, wanted: tuple[str, str, str, int]
         ({"REFRESH_AHEAD_SECONDS": "3600", "SESSION_MAX_AGE": "3600"}, "REFRESH_AHEAD_SECONDS: not shorter"),
         ({"SESSION_IDLE_TIMEOUT": "86400"}, "SESSION_IDLE_TIMEOUT: not shorter"),
         ({"GATEWAY": "nginx", "CHECK_PATH_PREFIX": "/check"}, "CHECK_PATH_PREFIX: has no effect"),
+        ({"POLICY_WORKLOADS": '{"a.example": {}}'}, "POLICY_WORKLOADS: has no effect without POLICY_PATH."),
+        ({"POLICY_ROOT_NAMESPACE": "mesh"}, "POLICY_ROOT_NAMESPACE: has no effect without POLICY_PATH."),
+        ({"POLICY_PEER_HEADER": "x-peer"}, "POLICY_PEER_HEADER: has no effect without POLICY_PATH."),
+        ({"POLICY_ALLOWS_ANONYMOUS": "true"}, "POLICY_ALLOWS_ANONYMOUS: has no effect without POLICY_PATH."),
+        ({"POLICY_DRY_RUN": "true"}, "POLICY_DRY_RUN: has no effect without POLICY_PATH."),
+        ({"EXPLAIN_DENIALS": "true"}, "EXPLAIN_DENIALS: has no effect without POLICY_PATH."),
+        (
+            {"POLICY_PATH": "/policies", "POLICY_ALLOWS_ANONYMOUS": "true", "POLICY_DRY_RUN": "true"},
+            "POLICY_ALLOWS_ANONYMOUS: has no effect with POLICY_DRY_RUN.",
+        ),
+        (
+            {"POLICY_PATH": "/policies", "POLICY_PEER_HEADER": "x-peer"},
+            "POLICY_PEER_HEADER: has no effect without TRUSTED_PROXIES",
+        ),
     ],
     ids=str,
 )

@@ -38,7 +38,8 @@ from tests.conftest import CLIENT_ID, CLIENT_SECRET
 from tests.lanes import (
     TAPE, Lines, assert_same, counted_by_the_judge, counting, listening, probe, told_by_the_judge,
 )
-from tests.provider import FakeProvider, rsa_key
+from tests.policy_sets import authentication, policy
+from tests.provider import FakeProvider, public_jwk, rsa_key
 from tests.sample_sessions import checked
 from tests.ports import free_port
 from tests.servers import RedisServer, any_redis, running_redis
@@ -107,7 +108,51 @@ CHOICES: dict[str, list[str | None]] = {
     "AUTHSERVICE_URL_PREFIX": ["/authservice/", "/authservice/", "/", "https://app.example/a/"],
     "LOG_ALLOWED": [None, "true"],
     "LOG_LEVEL": ["DEBUG", "DEBUG", "INFO", "ERROR"],
+    "POLICY_PATH": [None, None, None, "<reads>", "<public>", "<tokens>", "<trial>", "<addresses>"],
+    "POLICY_WORKLOADS": [None, None, '{"*.example": {}, "app.example/app/": {}, "[::1]": {"namespace": "other"}}'],
+    "POLICY_PEER_HEADER": ["X-Forwarded-Client-Cert", "X-Forwarded-Client-Cert", None, "x-peer"],
+    "POLICY_ALLOWS_ANONYMOUS": [None, "true"],
+    "POLICY_DRY_RUN": [None, None, None, "true"],
+    "EXPLAIN_DENIALS": [None, "true"],
 }
+
+
+def policies(issuer: str) -> dict[str, list[dict[str, Any]]]:
+    """The sets that a house can have."""
+    keys = json.dumps({"keys": [public_jwk(rsa_key(9), kid="other")]})
+    changes = {"paths": ["/app/*", "*x"], "notMethods": ["GET"]}
+    secret = policy({"to": [{"operation": changes}]}, name="secret", action="DENY")
+    person = policy({"when": [{"key": "request.auth.claims[email]", "notValues": ["*"]}]}, name="person", action="DENY")
+    watch = policy({"to": [{"operation": {"hosts": ["app.example*"]}}]}, name="watch", action="AUDIT")
+    elsewhere = {"notRemoteIpBlocks": ["203.0.113.0/24"], "notIpBlocks": ["10.0.0.0/8"]}
+    places = {
+        "fromHeaders": [{"name": "Authorization", "prefix": "Bearer "}, {"name": "X-Auth-Token"}],
+        "fromParams": ["access_token"],
+        "fromCookies": ["theme"],
+    }
+    tells = {"outputPayloadToHeader": "x-payload", "outputClaimToHeaders": [{"header": "x-mail", "claim": "email"}]}
+    return {
+        "<reads>": [policy({"to": [{"operation": {"methods": ["GET", "HEAD"]}}]}, name="reads"), secret],
+        "<public>": [policy({"to": [{"operation": {"paths": ["/public/*", "/open", "/app/{**}"]}}]}), watch],
+        "<tokens>": [
+            authentication(
+                {"issuer": issuer, "audiences": ["api"], **places, **tells},
+                {"issuer": "https://other.example", "jwks": keys},
+            ),
+            policy({"from": [{"source": {"requestPrincipals": ["*"]}}]}, name="somebody"), watch,
+        ],
+        "<trial>": [
+            policy({}, name="all"), {**person, "metadata": {**person["metadata"], **ON_TRIAL}}, watch,
+            policy({"to": [{"operation": {"ports": ["443"]}}]}, name="port", dry_run="true"),
+        ],
+        "<addresses>": [
+            policy({"from": [{"source": elsewhere}]}, name="there"),
+            policy({"from": [{"source": {"notNamespaces": ["default"]}}]}, name="mesh"),
+        ],
+    }
+
+
+ON_TRIAL = {"annotations": {"istio.io/dry-run": "true"}}
 
 
 def plan(number: int) -> dict[str, str]:
@@ -189,6 +234,9 @@ PLAIN: list[tuple[str, str]] = [
     ("Origin", "https://app.example"), ("Origin", "null"), ("Origin", ""),
     ("Access-Control-Request-Method", "PUT"), ("Access-Control-Request-Method", ""),
     *[("X-Request-Id", value) for value in ("a-1", "x" * 64, "x" * 65, "<b>", "", "a,b")],
+    *[(name, value) for name in ("X-Forwarded-Client-Cert", "X-Peer")
+      for value in ("spiffe://a/ns/default/sa/b", "URI=spiffe://a/ns/x/sa/b,By=c;URI=spiffe://a/ns/default/sa/b",
+                    "Hash=a", "")],
     *[("X-Forwarded-For", value) for value in ("203.0.113.9, 10.1.1.1", "garbage", "::1", "1.2.3.4,127.0.0.1", ",,,")],
     *[("X-Forwarded-Proto", value) for value in ("https", "https", "http", "HTTPS", "ftp", "https,http", "")],
     *[("X-Forwarded-Host", value) for value in ("app.example", "Evil.example", "a,b", "", "é")],
@@ -346,6 +394,9 @@ class House:
             "<grants>": self.outside.grants,
             "<refuses>": self.outside.refuses,
         }
+        for name, documents in policies(self.outside.provider.issuer).items():
+            stand_ins[name] = str(folder / f"{name[1:-1]}.yaml")
+            Path(stand_ins[name]).write_text("\n---\n".join(map(json.dumps, documents)))
         where = {"SESSION_STORE_PATH": str(folder / "data.db")}
         if self.outside.redis:
             where = {"SESSION_STORE_TYPE": "redis", "SESSION_STORE_REDIS_ADDR": self.outside.redis.address}

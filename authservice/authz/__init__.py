@@ -9,18 +9,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from authservice.check import CheckRequest, Reach
+from authservice.check import CheckRequest, Reach, Remark
 from authservice.errors import Reason
 from authservice.identity import Identity
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why not: a reason from the closed list, a sentence, and what would have been enough."""
+    """Why not: a reason from the closed list, a sentence, and what would have been enough; ``cause`` is for
+    the log only."""
 
     reason: Reason
     public: str
     detail: tuple[str, ...] = ()
+    cause: str = ""
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A yes with something to be recorded."""
+
+    remarks: tuple[Remark, ...]
 
 
 class Authorizer(Protocol):
@@ -28,6 +38,7 @@ class Authorizer(Protocol):
 
     name: str
 
-    def authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Refusal | None:
-        """``None`` grants. Raises `errors.Unavailable` when it cannot be judged now."""
+    def authorize(self, check: CheckRequest, identity: Identity, reach: Reach) -> Refusal | Granted | None:
+        """``None`` grants. Raises `errors.Unavailable` when it cannot be judged now. Records nothing
+        itself: the same check may be asked about again."""
         ...

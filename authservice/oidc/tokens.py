@@ -12,7 +12,7 @@ import base64
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -49,20 +49,25 @@ class Profile:
     """What one kind of token must look like.
 
     ``types`` are the accepted ``typ`` headers, lower-case and without ``application/``; ``""``
-    stands for none (RFC 8725 §3.11). ``forbidden`` claims are signs of another kind of token.
+    stands for none (RFC 8725 §3.11), ``None`` for any. ``forbidden`` claims are signs of another kind of token.
     ``texts`` must be text when they are there. ``kinds``: what `oidc.jws.kind_told` may tell of it;
     ``None`` for whatever it tells. ``sole_audience``: audiences besides ours need to be trusted,
-    and ``azp`` must be us. ``max_age`` limits how old ``iat`` may be.
+    and ``azp`` must be us. ``times`` are looked at when they are there, and ``max_age`` limits how old ``iat``
+    may be. ``where_expected``: issuer and audience count only where one is expected. Audiences are compared
+    in the form that ``audience_form`` gives them, those that are expected being in it already.
     """
 
     name: str
-    types: frozenset[str]
+    types: frozenset[str] | None
     required: tuple[str, ...]
     forbidden: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
     kinds: frozenset[str] | None = None
     sole_audience: bool = True
+    times: tuple[str, ...] = ("exp", "nbf", "iat")
     max_age: timedelta | None = None
+    where_expected: bool = False
+    audience_form: Callable[[str], str] = str
 
 
 ID_TOKEN = Profile(
@@ -109,11 +114,36 @@ out are checked only when they are present. A token that is bound to a key (``cn
 bearer token: whether its sender has that key cannot be seen from here (RFC 9449 §7.2, RFC 8705 §3)."""
 
 
+def plain_audience(audience: str) -> str:
+    """An audience as Envoy compares it: without ``http://`` or ``https://``, and without one slash at its end."""
+    for scheme in ("http://", "https://"):
+        if audience.startswith(scheme):
+            audience = audience[len(scheme):]
+            break
+    return audience.removesuffix("/")
+
+
+POLICY_TOKEN = Profile(
+    name="policy_token",
+    types=None,
+    required=(),
+    forbidden=("events", "cnf"),
+    sole_audience=False,
+    times=("exp", "nbf"),
+    where_expected=True,
+    audience_form=plain_audience,
+)
+"""A token that a rule of a RequestAuthentication verifies: of any kind that proves who sends it, which leaves out
+logout tokens and those that are bound to a key. A mesh looks at issuer, audience, ``exp`` and ``nbf``, and so does
+this; what the rule does not name may be anything."""
+
+
 @dataclass(frozen=True, slots=True)
 class Expected:
     """Who must have issued a token, for whom, signed how.
 
-    ``audiences``: one of them must be in ``aud``. ``client_id`` is what ``azp`` must be.
+    ``audiences``: one of them must be in ``aud``. ``client_id`` is what ``azp`` must be. Only for a profile
+    with ``where_expected`` issuer or audiences may be empty: then any will do.
     ``algorithms`` is what is allowed here; the token's own ``alg`` only selects from it.
     """
 
@@ -156,7 +186,8 @@ def verify(
         raise TokenRefused(error.check) from None
     _check_parties(claims, profile, expected)
     _check(profile.kinds is None or kind_told(jws.type, claims) in profile.kinds, "kind")
-    check_times(claims, now, profile.max_age)
+    check_times(claims, now, profile.max_age, profile.times)
+    _check_audience(claims, profile, expected)
     if nonce is not None:
         _check(_same(claims.get("nonce"), nonce), "nonce")
     for name, value in (hashed or {}).items():
@@ -179,7 +210,8 @@ def _read_header(jws: Jws, profile: Profile, expected: Expected) -> str:
     algorithm = header.get("alg")
     _check(isinstance(algorithm, str) and algorithm in expected.algorithms, "alg")
     _check(not header.keys() & {"crit", "b64", "zip", "enc"}, "crit")
-    _check(isinstance(header.get("typ", ""), str) and jws.type in profile.types, "typ")
+    if profile.types is not None:
+        _check(isinstance(header.get("typ", ""), str) and jws.type in profile.types, "typ")
     if "kid" in header:
         kid = header["kid"]
         _check(isinstance(kid, str) and 0 < len(kid) <= MAX_KID, "kid")
@@ -202,26 +234,29 @@ def _check_signature(jws: Jws, algorithm: str, keys: KeySet) -> None:
 
 
 def _check_parties(claims: Mapping[str, Any], profile: Profile, expected: Expected) -> None:
-    """Who issued it, about whom, for whom (OpenID Connect Core 1.0 §2, §3.1.3.7 steps 2 to 5)."""
+    """Who issued it, and about whom (OpenID Connect Core 1.0 §2, §3.1.3.7 step 2)."""
     for name in profile.required:
         _check(name in claims, name)
     for name in profile.forbidden:
         _check(name not in claims, name)
     # Compared exactly: another case, slash or port is another issuer.
-    _check(claims.get("iss") == expected.issuer, "iss")
+    if expected.issuer or not profile.where_expected:
+        _check(claims.get("iss") == expected.issuer, "iss")
     for name in profile.texts:
         _check(isinstance(claims.get(name, ""), str), name)
     check_subject(claims)
-    _check_audience(claims, profile, expected)
 
 
 def _check_audience(claims: Mapping[str, Any], profile: Profile, expected: Expected) -> None:
+    """For whom it is (OpenID Connect Core 1.0 §3.1.3.7 steps 3 to 5)."""
+    if profile.where_expected and not expected.audiences:
+        return
     given = claims.get("aud")
     audiences = [given] if isinstance(given, str) else given
     if not isinstance(audiences, list):
         raise TokenRefused("aud")
     _check(all(isinstance(entry, str) for entry in audiences), "aud")
-    _check(not expected.audiences.isdisjoint(audiences), "aud")
+    _check(not expected.audiences.isdisjoint(map(profile.audience_form, audiences)), "aud")
     if not profile.sole_audience:
         return
     others = set(audiences) - expected.audiences
@@ -244,15 +279,21 @@ def check_subject(claims: Mapping[str, Any]) -> None:
         _check(not any(unicodedata.category(letter) in _UNPRINTABLE for letter in subject), "sub")
 
 
-def check_times(claims: Mapping[str, Any], now: datetime, max_age: timedelta | None = None) -> None:
-    """``exp``, ``nbf`` and ``iat``, each when it is there (RFC 7519 §4.1), with `SKEW` for clocks that
-    differ. Raises `TokenRefused`."""
+def check_times(
+    claims: Mapping[str, Any],
+    now: datetime,
+    max_age: timedelta | None = None,
+    names: tuple[str, ...] = ("exp", "nbf", "iat"),
+) -> None:
+    """``exp``, ``nbf`` and ``iat``, those of them that are named, each when it is there (RFC 7519 §4.1),
+    with `SKEW` for clocks that differ. Raises `TokenRefused`."""
     seconds, skew = now.timestamp(), SKEW.total_seconds()
-    for name in ("exp", "nbf", "iat"):
-        _check(name not in claims or is_date(claims[name]), name)
-    _check("exp" not in claims or seconds < claims["exp"] + skew, "exp")
-    _check("nbf" not in claims or claims["nbf"] <= seconds + skew, "nbf")
-    _check("iat" not in claims or claims["iat"] <= seconds + skew, "iat")
+    given = [name for name in names if name in claims]
+    for name in given:
+        _check(is_date(claims[name]), name)
+    _check("exp" not in given or seconds < claims["exp"] + skew, "exp")
+    _check("nbf" not in given or claims["nbf"] <= seconds + skew, "nbf")
+    _check("iat" not in given or claims["iat"] <= seconds + skew, "iat")
     if max_age is not None and "iat" in claims:
         _check(seconds - claims["iat"] <= max_age.total_seconds() + skew, "iat")
 

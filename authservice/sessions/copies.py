@@ -184,3 +184,11 @@ class _EncodedClaims(VerifiedClaims):
 
     def __len__(self) -> int:
         return len(self._decoded())
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Who asks for single ones asks at every check: from then on they are kept as objects."""
+        try:
+            claims = self._claims
+        except AttributeError:
+            claims = self._claims = self._decoded()
+        return claims.get(name, default)

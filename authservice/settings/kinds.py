@@ -282,6 +282,16 @@ def _domain(text: str) -> str:
 DOMAIN = optional(Kind(_domain, "a domain name"))
 
 
+def _namespace(text: str) -> str:
+    """RFC 1123 §2.1, as Kubernetes has it for names of namespaces."""
+    if not re.fullmatch(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", text):
+        raise ValueError("not the name of a namespace")
+    return text
+
+
+NAMESPACE = Kind(_namespace, "the name of a namespace")
+
+
 def _bind_host(text: str) -> str:
     host = text[1:-1] if text.startswith("[") and text.endswith("]") else text
     if not re.fullmatch(rf"{_HOST}|[0-9a-f:.]+(?:%[\w.-]+)?", host, re.IGNORECASE):

@@ -8,7 +8,7 @@ settings. It never stops at the first problem, and shows no value that is, or co
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -50,6 +50,17 @@ def examine(environ: Mapping[str, str] | None = None) -> Examined:
     return _Reading(os.environ if environ is None else environ).examine()
 
 
+def some(names: Collection[str], environ: Mapping[str, str]) -> dict[str, Any]:
+    """The values of these settings by themselves, under their names in lower case, whatever is wrong with
+    others. Raises `errors.SettingsError`."""
+    reading = _Reading(environ)
+    for row in (row for row in ROWS if row.name in names):
+        reading.find(row)
+    if reading.problems:
+        raise SettingsError(reading.problems)
+    return reading.values
+
+
 @dataclass
 class _Reading:
     """One pass over the environment."""
@@ -73,6 +84,11 @@ class _Reading:
         if not self.problems:
             settings = Settings(**self.values, warnings=tuple(warnings))
         return Examined(settings, tuple(self.problems), tuple(warnings))
+
+    def find(self, row: Row) -> None:
+        """Reads one setting."""
+        self._find_text(row)
+        self._parse(row)
 
     def _find_text(self, row: Row) -> None:
         """Puts the setting's text into ``texts``; leaves it out when it is not set at all."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
-from authservice.settings import redis_rules
+from authservice.settings import policies, redis_rules
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
 from authservice.settings.issuers import BearerIssuer
@@ -426,5 +426,6 @@ WARNINGS: tuple[Callable[..., Lines], ...] = (
     strict_in_an_outage,
     refreshed_for_ever,
     prefix_for_nobody,
+    *policies.WARNINGS,
     *redis_rules.WARNINGS,
 )

@@ -1,0 +1,56 @@
+"""Who is asked whether somebody may, and in which order: one list, made once from the settings.
+
+Groups come first, then policies, and last whoever has to be asked over the network. Part of the composition
+root; called by `app`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import NamedTuple
+
+from authservice.authz import Authorizer, Granted, external
+from authservice.authz.groups import GroupsAuthorizer
+from authservice.authz.policy import PolicyAuthorizer
+from authservice.check import CheckRequest
+from authservice.gateways import Trust
+from authservice.outbound import Http
+from authservice.policy.current import Policies
+from authservice.settings import Settings
+
+
+class Authorizers(NamedTuple):
+    """Those who judge an identity, and who judges a check without any, if somebody does."""
+
+    all: list[Authorizer]
+    admits_anonymous: Callable[[CheckRequest], Granted | None] | None
+
+
+def build(settings: Settings, policies: Policies | None, trust: Trust, now: Callable[[], datetime]) -> Authorizers:
+    """The authorizers in their order."""
+    groups = GroupsAuthorizer(settings.groups_allowlist)
+    policy = None if policies is None else _policy(settings, policies, trust)
+    asked: tuple[Authorizer | None, ...] = (groups, policy, _external(settings, now))
+    return Authorizers(
+        [one for one in asked if one is not None],
+        policy.admits_anonymous if policy is not None and settings.policy_allows_anonymous else None,
+    )
+
+
+def _policy(settings: Settings, policies: Policies, trust: Trust) -> PolicyAuthorizer:
+    return PolicyAuthorizer(
+        policies,
+        trust.addresses,
+        peer_header=settings.policy_peer_header.lower(),
+        on_trial=settings.policy_dry_run,
+        explains=settings.explain_denials,
+    )
+
+
+def _external(settings: Settings, now: Callable[[], datetime]) -> Authorizer | None:
+    if not settings.external_authz_url:
+        return None
+    http = Http(settings.ca_bundle, external.TIMEOUT, connect_retries=external.CONNECT_RETRIES)
+    remember = settings.external_authz_cache_seconds
+    return external.ExternalAuthorizer(settings.external_authz_url, http, now=now, remember=remember)
