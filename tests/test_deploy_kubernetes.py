@@ -1,11 +1,14 @@
-"""The manifests under deploy/kubernetes/: valid by the API's own schemas, at home in a namespace that
-demands the restricted Pod Security Standard, and in agreement with the service, its image and Istio."""
+"""The manifests under deploy/kubernetes/ and deploy/kubeflow/, put together as kustomize does: valid by the
+API's own schemas, at home in a namespace that demands the restricted Pod Security Standard, and in agreement
+with the service, its image and the gateways."""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ import authservice
 from authservice import startup
 from authservice.kubernetes import cluster as cluster_module
 from authservice.settings import Settings, load
+from tests import kustomize
 from tests.conftest import ask
 from tests.tokenreview import FakeCluster
 
@@ -30,20 +34,33 @@ VERSIONS = ("1.27", "1.37")
 
 
 def documents(name: str) -> list[dict[str, Any]]:
-    return list(yaml.safe_load_all((FOLDER / name).read_text()))
+    return kustomize.read(FOLDER / "base" / name)
 
 
-KUSTOMIZATION = documents("kustomization.yaml")[0]
-DEPLOYED = [document for name in KUSTOMIZATION["resources"] for document in documents(name)]
+OVERLAYS = {
+    name: kustomize.build(ROOT / "deploy" / name)
+    for name in ("kubernetes/volume", "kubernetes/redis", "kubeflow")
+}
+DEPLOYED = OVERLAYS["kubernetes/volume"]
+IN_ALL = [(name, document) for name, found in OVERLAYS.items() for document in found]
+THE_APIS_OWN = [(name, document) for name, document in IN_ALL if "istio.io/" not in document["apiVersion"]]
 (SECRET,) = documents("secret.example.yaml")
 
 
-def the(kind: str) -> dict[str, Any]:
-    (found,) = [document for document in DEPLOYED if document["kind"] == kind]
+def the(kind: str, among: Sequence[dict[str, Any]] = DEPLOYED, name: str = "authservice") -> dict[str, Any]:
+    wanted = {"ClusterRoleBinding": "authservice-reviews-tokens", "Namespace": "auth"}.get(kind, name)
+    (found,) = [
+        document for document in among if (document["kind"], document["metadata"]["name"]) == (kind, wanted)
+    ]
     return found
 
 
-POD = the("Deployment")["spec"]["template"]
+def pod_of(overlay: str) -> dict[str, Any]:
+    template: dict[str, Any] = the("Deployment", OVERLAYS[overlay])["spec"]["template"]
+    return template
+
+
+POD = pod_of("kubernetes/volume")
 (CONTAINER,) = POD["spec"]["containers"]
 
 
@@ -55,9 +72,28 @@ def named(document: Mapping[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("document", [*DEPLOYED, SECRET], ids=named)
+@pytest.mark.parametrize(
+    "document",
+    [*(document for _, document in THE_APIS_OWN), SECRET],
+    ids=[*(f"{overlay}-{named(document)}" for overlay, document in THE_APIS_OWN), "secret"],
+)
 def test_the_schemas_of_the_api_accept_it(document: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(document, version, strict=True)
+
+
+@pytest.mark.parametrize("overlay", [*OVERLAYS, "kubernetes/base"])
+def test_kubectl_puts_the_same_together(overlay: str) -> None:
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        pytest.skip("kubectl is not installed")
+    folder = ROOT / "deploy" / overlay
+    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+    def sorted_by_name(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        return sorted(documents, key=named)
+
+    assert sorted_by_name(yaml.safe_load_all(done.stdout)) == sorted_by_name(kustomize.build(folder))
 
 
 def test_the_schemas_would_find_a_misspelt_member() -> None:
@@ -67,25 +103,37 @@ def test_the_schemas_would_find_a_misspelt_member() -> None:
         kubernetes_validate.validate(broken, VERSIONS[-1], strict=True)
 
 
-def test_everything_in_the_folder_is_deployed_but_the_example_of_a_secret() -> None:
-    assert (KUSTOMIZATION["apiVersion"], KUSTOMIZATION["kind"]) == (
-        "kustomize.config.k8s.io/v1beta1", "Kustomization"
-    )  # fmt: skip
-    files = {path.name for path in FOLDER.iterdir()}
-    assert files - set(KUSTOMIZATION["resources"]) == {"kustomization.yaml", "secret.example.yaml"}
-    (image,) = KUSTOMIZATION["images"]
-    assert image["name"] == CONTAINER["image"]
-    assert image["newTag"] == authservice.__version__
-    assert "Secret" not in {document["kind"] for document in DEPLOYED}
+def test_everything_in_the_folders_is_deployed_but_the_example_of_a_secret() -> None:
+    for folder in (FOLDER / "base", FOLDER / "volume", FOLDER / "redis", ROOT / "deploy/kubeflow"):
+        (about,) = kustomize.read(folder / "kustomization.yaml")
+        rest = {path.name for path in folder.iterdir()} - set(about["resources"]) - {"kustomization.yaml"}
+        assert rest <= {"secret.example.yaml", "mesh-config.yaml"}
+    assert {path.name for path in FOLDER.iterdir()} == {"base", "volume", "redis"}
+    for _, document in IN_ALL:
+        assert document["kind"] != "Secret"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_image_is_of_this_version(overlay: str) -> None:
+    (container,) = pod_of(overlay)["spec"]["containers"]
+    assert container["image"] == f"registry.example.com/authservice:{authservice.__version__}"
 
 
 # --- confined -----------------------------------------------------------------------------------
 
 
-def test_the_pod_meets_the_restricted_standard_that_its_namespace_demands() -> None:
+def test_its_namespace_demands_the_restricted_standard() -> None:
+    for overlay in ("kubernetes/volume", "kubernetes/redis"):
+        namespace = the("Namespace", OVERLAYS[overlay])
+        assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_pod_meets_the_restricted_standard(overlay: str) -> None:
     """Every control of the Pod Security Standards' profile «restricted»."""
-    assert the("Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
-    spec, pod, container = POD["spec"], POD["spec"]["securityContext"], CONTAINER["securityContext"]
+    spec = pod_of(overlay)["spec"]
+    (of_container,) = spec["containers"]
+    pod, container = spec["securityContext"], of_container["securityContext"]
     assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers", "ephemeralContainers"} & set(spec)
     assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {
         "persistentVolumeClaim", "secret", "emptyDir", "projected", "configMap"
@@ -97,8 +145,8 @@ def test_the_pod_meets_the_restricted_standard_that_its_namespace_demands() -> N
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert not any("hostPort" in port for port in CONTAINER["ports"])
-    assert CONTAINER["resources"]["limits"]["memory"]
+    assert not any("hostPort" in port for port in of_container["ports"])
+    assert of_container["resources"]["limits"]["memory"]
 
 
 def test_the_pod_is_the_images_user_and_the_volume_its_groups() -> None:
@@ -123,20 +171,27 @@ def test_only_the_gateway_reaches_it() -> None:
 # --- of one piece -------------------------------------------------------------------------------
 
 
-def test_everything_is_in_one_namespace_and_about_the_same_pods() -> None:
-    namespace = the("Namespace")["metadata"]["name"]
-    assert KUSTOMIZATION["namespace"] == namespace
+@pytest.mark.parametrize(
+    ("overlay", "namespace"),
+    [("kubernetes/volume", "auth"), ("kubernetes/redis", "auth"), ("kubeflow", "istio-system")],
+)
+def test_everything_is_in_one_namespace_and_about_the_same_pods(overlay: str, namespace: str) -> None:
+    found = OVERLAYS[overlay]
     without = {"Namespace", "ClusterRoleBinding"}
-    for document in [*DEPLOYED, SECRET]:
+    for document in found:
         assert document["metadata"].get("namespace") == (
             None if document["kind"] in without else namespace
         ), named(document)
-    labels = POD["metadata"]["labels"].items()
+    assert [document["metadata"]["name"] for document in found if document["kind"] == "Namespace"] == (
+        [] if overlay == "kubeflow" else [namespace]
+    )
+    labels = pod_of(overlay)["metadata"]["labels"].items()
     for selector in (
-        the("Deployment")["spec"]["selector"]["matchLabels"],
-        the("Service")["spec"]["selector"],
-        the("PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        the("NetworkPolicy")["spec"]["podSelector"]["matchLabels"],
+        the("Deployment", found)["spec"]["selector"]["matchLabels"],
+        the("Service", found)["spec"]["selector"],
+        the("Service", found, "authservice-site")["spec"]["selector"],
+        the("PodDisruptionBudget", found)["spec"]["selector"]["matchLabels"],
+        the("NetworkPolicy", found)["spec"]["podSelector"]["matchLabels"],
     ):
         assert selector and selector.items() <= labels
 
@@ -155,18 +210,28 @@ def test_the_pods_account_may_review_tokens_and_nothing_else() -> None:
     assert account["automountServiceAccountToken"] is False
 
 
-def test_the_service_is_the_one_that_istio_asks_also_before_it_is_ready() -> None:
-    service = the("Service")
-    meta = service["metadata"]
-    (mesh,) = yaml.safe_load_all((ROOT / "deploy/istio/mesh-config.yaml").read_text())
-    (provider,) = mesh["spec"]["meshConfig"]["extensionProviders"]
+@pytest.mark.parametrize(
+    ("overlay", "mesh"),
+    [("kubernetes/volume", "istio"), ("kubernetes/redis", "istio"), ("kubeflow", "kubeflow")],
+)
+def test_the_services_are_those_that_istio_knows_also_before_they_are_ready(overlay: str, mesh: str) -> None:
+    judge, site = (the("Service", OVERLAYS[overlay], name) for name in ("authservice", "authservice-site"))
+    (config,) = kustomize.read(ROOT / "deploy" / mesh / "mesh-config.yaml")
+    (provider,) = config["spec"]["meshConfig"]["extensionProviders"]
     asked = provider["envoyExtAuthzHttp"]
-    ports = {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
-    assert asked["service"] == f"{meta['name']}.{meta['namespace']}.svc.cluster.local"
-    assert ports == {asked["port"]: "judge", 8082: "site"}
-    assert service["spec"]["publishNotReadyAddresses"] is True
-    # Istio takes the protocol from the port's name.
-    assert all(port["name"].startswith("http-") for port in service["spec"]["ports"])
+    file = {"istio": "istio/authservice.yaml", "kubeflow": "kubeflow/istio.yaml"}[mesh]
+    routes = kustomize.read(ROOT / "deploy" / file)[-1]
+    destination = routes["spec"]["http"][0]["route"][0]["destination"]
+    for service, host, number, port in (
+        (judge, asked["service"], asked["port"], "judge"),
+        (site, destination["host"], destination["port"]["number"], "site"),
+    ):
+        meta = service["metadata"]
+        assert host == f"{meta['name']}.{meta['namespace']}.svc.cluster.local"
+        assert {one["port"]: one["targetPort"] for one in service["spec"]["ports"]} == {number: port}
+        assert service["spec"]["publishNotReadyAddresses"] is True
+        # Istio takes the protocol from the port's name.
+        assert all(one["name"].startswith("http-") for one in service["spec"]["ports"])
 
 
 def test_a_volume_for_one_pod_is_not_waited_for_by_the_next() -> None:
@@ -179,19 +244,36 @@ def test_a_volume_for_one_pod_is_not_waited_for_by_the_next() -> None:
     assert the("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
+def test_pods_that_share_a_redis_keep_nothing_and_are_replaced_without_a_gap() -> None:
+    found = OVERLAYS["kubernetes/redis"]
+    deployment = the("Deployment", found)["spec"]
+    assert deployment["replicas"] > the("PodDisruptionBudget", found)["spec"]["maxUnavailable"]
+    assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+    assert [volume["name"] for volume in deployment["template"]["spec"]["volumes"]] == ["secrets"]
+    assert not any(document["kind"] == "PersistentVolumeClaim" for document in found)
+
+
 # --- with the service ---------------------------------------------------------------------------
 
 
+@pytest.fixture(params=OVERLAYS)
+def overlay(request: pytest.FixtureRequest) -> str:
+    """Each overlay in turn."""
+    name: str = request.param
+    return name
+
+
 @pytest.fixture
-def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+def settings(overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """What the pod's service reads, with the pod's mounts moved below ``tmp_path``."""
-    environ = dict(the("ConfigMap")["data"])
+    environ = dict(the("ConfigMap", OVERLAYS[overlay])["data"])
     assert all(isinstance(value, str) for value in environ.values())
-    for mount in CONTAINER["volumeMounts"]:
+    (container,) = pod_of(overlay)["spec"]["containers"]
+    for mount in container["volumeMounts"]:
         inside = tmp_path / mount["mountPath"].lstrip("/")
         inside.mkdir(parents=True)
         if mount["name"] == "secrets":
-            for name, value in SECRET["stringData"].items():
+            for name, value in {**SECRET["stringData"], "redis-password": "of-redis"}.items():
                 (inside / name).write_text(value)
         environ = {name: value.replace(mount["mountPath"], str(inside)) for name, value in environ.items()}
     with FakeCluster() as fake:
@@ -199,20 +281,38 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
         return load({**environ, **fake.environ()})
 
 
-def test_the_settings_are_a_start_without_problems(settings: Settings, tmp_path: Path) -> None:
+def test_the_settings_are_a_start_without_problems(overlay: str, settings: Settings, tmp_path: Path) -> None:
     assert (settings.warnings, startup.problems(settings), startup.warnings(settings)) == ((), (), ())
     assert settings.client_secret.reveal() == SECRET["stringData"]["client-secret"]
-    assert settings.session_store_path.is_relative_to(tmp_path / "var/lib/authservice")
     assert settings.kubernetes_authn_enabled is True
+    if overlay == "kubernetes/redis":
+        assert settings.session_store_type == "redis"
+        assert settings.session_store_redis_pwd.reveal() == "of-redis"
+    else:
+        assert settings.session_store_type == "filesystem"
+        assert settings.session_store_path.is_relative_to(tmp_path / "var/lib/authservice")
 
 
-def test_the_envFrom_and_the_volumes_name_what_is_there() -> None:
-    assert CONTAINER["envFrom"] == [{"configMapRef": {"name": the("ConfigMap")["metadata"]["name"]}}]
-    (secret,) = [volume["secret"] for volume in POD["spec"]["volumes"] if "secret" in volume]
+def test_kubeflow_finds_its_headers_dex_and_the_callback_that_dex_knows() -> None:
+    environ = dict(the("ConfigMap", OVERLAYS["kubeflow"])["data"])
+    del environ["CLIENT_SECRET_FILE"]
+    settings = load({**environ, "CLIENT_SECRET": "x" * 32})
+    assert (settings.userid_header, settings.groups_header) == ("kubeflow-userid", "kubeflow-groups")
+    assert settings.redirect_url == "/oauth2/callback"
+    assert settings.skip_prefixes == ("/authservice", "/dex/")
+
+
+def test_the_envFrom_and_the_volumes_name_what_is_there(overlay: str) -> None:
+    spec = pod_of(overlay)["spec"]
+    (container,) = spec["containers"]
+    assert container["envFrom"] == [
+        {"configMapRef": {"name": the("ConfigMap", OVERLAYS[overlay])["metadata"]["name"]}}
+    ]
+    (secret,) = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
     assert secret["secretName"] == SECRET["metadata"]["name"]
     assert secret["defaultMode"] == 0o440
-    assert {volume["name"] for volume in POD["spec"]["volumes"]} == {
-        mount["name"] for mount in CONTAINER["volumeMounts"]
+    assert {volume["name"] for volume in spec["volumes"]} == {
+        mount["name"] for mount in container["volumeMounts"]
     }
 
 
@@ -227,6 +327,7 @@ def test_the_ports_and_probes_are_the_services(settings: Settings, make_app: Cal
     assert POD["spec"]["terminationGracePeriodSeconds"] > 20  # gunicorn's own
 
 
-def test_the_secret_is_no_variable() -> None:
-    assert "CLIENT_SECRET" not in the("ConfigMap")["data"]
-    assert "env" not in CONTAINER
+def test_the_secret_is_no_variable(overlay: str) -> None:
+    data = the("ConfigMap", OVERLAYS[overlay])["data"]
+    assert not {"CLIENT_SECRET", "SESSION_STORE_REDIS_PWD"} & set(data)
+    assert "env" not in pod_of(overlay)["spec"]["containers"][0]
