@@ -69,6 +69,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYTHING,
     "cli_policy": EVERYTHING,
     "cli_sessions": EVERYTHING,
+    "cli_migrate": EVERYTHING,
+    "migrate": VALUES | {"migrate", "settings"},
     "cli_policy": EVERYTHING,
     "rehearsal": EVERYTHING,
     "wsgi": {"app", "scrape"},

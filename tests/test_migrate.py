@@ -1,0 +1,483 @@
+"""``authservice migrate oauth2-proxy``: nothing that was refused before is let in, and nothing is lost silently."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from authservice.cli import main
+from authservice.migrate.listed import LOST, UNNEEDED
+from authservice.migrate.oauth2_proxy import POLICY_PATH, migrate
+from authservice.migrate.options import LISTS, Options, OptionsError, from_environment, from_file, from_flags
+from authservice.migrate.plan import Kind, Plan
+from authservice.migrate.routes import Route, read_route
+from authservice.policy.read import read
+from authservice.settings import examine
+from authservice.settings.table import ROWS
+
+ROOT = Path(__file__).parent.parent
+KUBEFLOW = Path(__file__).parent / "data" / "migrate" / "kubeflow.cfg"
+KUBEFLOW_ENVIRONMENT = {
+    "OAUTH2_PROXY_CLIENT_ID": "kubeflow-oidc-authservice",
+    "OAUTH2_PROXY_CLIENT_SECRET": "a-client-secret-of-32-characters",
+    "OAUTH2_PROXY_COOKIE_SECRET": "7d16fee92f8d11b8940b081b3f8b8acb",
+    "OAUTH2_PROXY_COOKIE_SECURE": "false",
+    "OAUTH2_PROXY_SSL_INSECURE_SKIP_VERIFY": "true",
+    "OAUTH2_PROXY_SKIP_JWT_BEARER_TOKENS": "true",
+    "OAUTH2_PROXY_EXTRA_JWT_ISSUERS": "",
+}
+MINIMAL = {
+    "provider": "oidc",
+    "oidc_issuer_url": "https://login.example.com",
+    "client_id": "app",
+    "client_secret": "0123456789abcdef0123",
+    "email_domains": "*",
+    "upstreams": "static://200",
+    "redirect_url": "https://app.example.com/oauth2/callback",
+}
+
+
+def plan_of(**options: str) -> Plan:
+    found = Options()
+    found.add(
+        from_flags(shlex.join(f"--{_flag(name)}={value}" for name, value in {**MINIMAL, **options}.items()))
+    )
+    return migrate(found)
+
+
+def _flag(name: str) -> str:
+    return LISTS.get(name, name).replace("_", "-")
+
+
+def values(plan: Plan) -> dict[str, str]:
+    return dict(plan.environment())
+
+
+def lost(plan: Plan) -> set[str]:
+    return {note.options for note in plan.notes if note.kind is Kind.LOST}
+
+
+def run(capsys: pytest.CaptureFixture[str], *argv: str, **environ: str) -> tuple[int, str, str]:
+    status = main(["migrate", "oauth2-proxy", *argv], environ)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+# --- sources ----------------------------------------------------------------------------------
+
+
+def test_the_command_line_outranks_the_environment_and_that_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.cfg"
+    file.write_text('client_id = "file"\nscope = "file"\nprompt = "file"\nemail_domains = ["a", "b"]\n')
+    found = Options()
+    found.add(from_file(file))
+    found.add(
+        from_environment({"OAUTH2_PROXY_CLIENT_ID": "env", "OAUTH2_PROXY_SCOPE": "env", "CLIENT_ID": "ours"})
+    )
+    found.add(from_flags("--client-id flag"))
+    assert (found.text("client_id"), found.text("scope"), found.text("prompt")) == ("flag", "env", "file")
+    assert found.many("email_domains") == ("a", "b")
+
+
+def test_every_way_to_write_a_list() -> None:
+    flags = from_flags("--email-domain=a --email-domain b,c -skip-auth-preflight --cookie-secure=false")
+    assert flags == {
+        "email_domains": ("a", "b", "c"),
+        "skip_auth_preflight": ("true",),
+        "cookie_secure": ("false",),
+    }
+    assert from_environment({"OAUTH2_PROXY_EMAIL_DOMAINS": "a, b"}) == {"email_domains": ("a", "b")}
+    assert from_environment({"OAUTH2_PROXY_EXTRA_JWT_ISSUERS": ""}) == {}
+
+
+@pytest.mark.parametrize(
+    "text,seconds",
+    [
+        ("168h0m0s", 604800),
+        ("24h", 86400),
+        ("1h30m", 5400),
+        ("90s", 90),
+        ("1.5h", 5400),
+        ("0", 0),
+        ("2000000000", 2),
+    ],
+)
+def test_durations_are_those_of_go(text: str, seconds: int) -> None:
+    found = Options()
+    found.add({"cookie_expire": (text,)})
+    assert found.duration("cookie_expire", "").total_seconds() == seconds
+
+
+@pytest.mark.parametrize(
+    "content,says",
+    [
+        ("client_id = \n", "not TOML"),
+        ("client_id: a\n", "structured configuration"),
+        ("a = 1\na = 2\n", "not TOML"),
+        ("[table]\nx = 1\n", "neither a text"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_an_error(
+    content: str, says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "proxy.cfg"
+    file.write_text(content)
+    status, out, err = run(capsys, str(file))
+    assert (status, out) == (2, "") and says in err and str(file) in err
+
+
+@pytest.mark.parametrize("flags", ["--cookie-secure=maybe", "--cookie-expire=soon", "word", "--a='"])
+def test_values_that_mean_nothing_are_an_error(flags: str, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, err = run(capsys, f"--flags={flags}")
+    assert (status, out) == (2, "") and err.startswith("authservice migrate: ")
+
+
+def test_some_source_has_to_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        run(capsys)
+    assert left.value.code == 2
+    assert "FILE, --env or --flags" in capsys.readouterr().err
+
+
+# --- Kubeflow ---------------------------------------------------------------------------------
+
+
+def test_kubeflows_configuration_becomes_settings_with_which_a_start_succeeds() -> None:
+    found = Options()
+    found.add(from_file(KUBEFLOW))
+    found.add(from_environment(KUBEFLOW_ENVIRONMENT))
+    found.add(from_flags("--http-address=0.0.0.0:4180"))
+    plan = migrate(found)
+    environ = values(plan)
+    assert not examine(environ).problems
+    assert {
+        name: environ[name]
+        for name in (
+            "OIDC_PROVIDER",
+            "OIDC_AUTH_URL",
+            "OIDC_TOKEN_URL",
+            "OIDC_JWKS_URL",
+            "CLIENT_ID",
+            "USERID_CLAIM",
+            "GATEWAY",
+            "AUTHSERVICE_URL_PREFIX",
+            "REDIRECT_URL",
+            "SKIP_AUTH_URLS",
+            "SESSION_COOKIE_NAME",
+            "SESSION_MAX_AGE",
+            "SESSION_COOKIE_SECURE",
+            "IDTOKEN_AUTHN_ENABLED",
+            "SERVER_PORT",
+        )
+    } == {
+        "OIDC_PROVIDER": "http://dex.auth.svc.cluster.local:5556/dex",
+        "OIDC_AUTH_URL": "/dex/auth",
+        "OIDC_TOKEN_URL": "http://dex.auth.svc.cluster.local:5556/dex/token",
+        "OIDC_JWKS_URL": "http://dex.auth.svc.cluster.local:5556/dex/keys",
+        "CLIENT_ID": "kubeflow-oidc-authservice",
+        "USERID_CLAIM": "email",
+        "GATEWAY": "envoy",
+        "AUTHSERVICE_URL_PREFIX": "/oauth2/",
+        "REDIRECT_URL": "/oauth2/callback",
+        "SKIP_AUTH_URLS": "/dex/",
+        "SESSION_COOKIE_NAME": "oauth2_proxy_kubeflow",
+        "SESSION_MAX_AGE": "86400",
+        "SESSION_COOKIE_SECURE": "false",
+        "IDTOKEN_AUTHN_ENABLED": "true",
+        "SERVER_PORT": "4180",
+    }
+    assert not plan.policy and not plan.closed
+    assert {"ssl_insecure_skip_verify", "custom_sign_in_logo"} <= lost(plan)
+
+
+def test_every_setting_that_is_printed_exists() -> None:
+    known = {row.name for row in ROWS} | {"CLIENT_SECRET_FILE"}
+    for folder in (ROOT / "authservice" / "migrate").glob("*.py"):
+        named = set(re.findall(r'plan\.set\(\s*"([A-Z0-9_]+)"', folder.read_text("utf-8")))
+        assert {name for name in named if not name.startswith("UPSTREAM_")} <= known, folder
+
+
+# --- who may pass -----------------------------------------------------------------------------
+
+
+def policy_of(plan: Plan, tmp_path: Path) -> list[dict[str, object]]:
+    """The rules, after the service's own reader has taken the file."""
+    file = tmp_path / "policy.yaml"
+    file.write_text(plan.policy)
+    assert len(read([file])) == 1
+    return [
+        json.loads(line.removeprefix("  - ")) for line in plan.policy.splitlines() if line.startswith("  - ")
+    ]
+
+
+def test_mail_domains_become_a_policy_without_which_the_service_does_not_start(tmp_path: Path) -> None:
+    plan = plan_of(email_domains="Example.com,.example.org,*.example.net")
+    assert values(plan)["POLICY_PATH"] == POLICY_PATH
+    assert "POLICY_ALLOWS_ANONYMOUS" not in values(plan)
+    assert policy_of(plan, tmp_path) == [
+        {
+            "from": [{"source": {"requestPrincipals": ["*"]}}],
+            "when": [
+                {
+                    "key": "request.auth.claims[email]",
+                    "values": ["*@example.com", "*.example.org", "*.example.net"],
+                }
+            ],
+        }
+    ]
+
+
+def test_a_file_of_addresses_goes_into_the_policy(tmp_path: Path) -> None:
+    file = tmp_path / "emails"
+    file.write_text("# people\nann@example.com\n\n bob@example.org \n")
+    plan = plan_of(email_domains="", authenticated_emails_file=str(file), oidc_email_claim="a.mail")
+    (rule,) = policy_of(plan, tmp_path)
+    assert rule["when"] == [
+        {"key": "request.auth.claims[a][mail]", "values": ["ann@example.com", "bob@example.org"]}
+    ]
+    assert values(plan)["USERID_CLAIM"] == "a.mail"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"email_domains": ""},
+        {"email_domains": "", "authenticated_emails_file": "/does/not/exist"},
+        {"allowed_roles": "admin"},
+        {"github_org": "acme"},
+        {"google_groups": "a@example.com"},
+        {"allowed_groups": "*"},
+        {"allowed_roles": "admin", "allowed_groups": "staff"},
+    ],
+)
+def test_a_restriction_that_cannot_be_said_closes_the_service(options: dict[str, str]) -> None:
+    plan = plan_of(**options)
+    assert plan.closed and values(plan)["GROUPS_ALLOWLIST"] == ""
+    assert any("nobody passes" in note.text for note in plan.notes if note.kind is Kind.LOST)
+
+
+def test_groups_are_carried_over() -> None:
+    plan = plan_of(allowed_groups="a,b", keycloak_groups="/c")
+    assert values(plan)["GROUPS_ALLOWLIST"] == "a,b,/c"
+    assert not lost(plan)
+
+
+@pytest.mark.parametrize(
+    "text,routes",
+    [
+        ("^/dex/", [Route("", "/dex/", False)]),
+        ("^/dex/.*", [Route("", "/dex/", False)]),
+        ("^/dex", [Route("", "/dex", False)]),
+        ("GET=^/healthz$", [Route("GET", "/healthz", True)]),
+        ("get=^/a/b$", [Route("GET", "/a/b", True)]),
+        (r"^/a\.b\/c$", [Route("", "/a.b/c", True)]),
+        ("^/a/?$", [Route("", "/a", True), Route("", "/a/", True)]),
+        *(
+            (text, None)
+            for text in (
+                "/api/",
+                "^/a.b$",
+                "^/(a|b)",
+                "!=^/a",
+                "POST!=^/a",
+                "^/",
+                ".*",
+                "^/a[0-9]",
+                "^/a//b",
+                "^/a/../b",
+                r"^/a\d",
+                "",
+                "^",
+                "^/a$|^/b",
+                "^/a(",
+                "^/a%2fb",
+            )
+        ),
+    ],
+)
+def test_routes_that_are_plain_paths(text: str, routes: list[Route] | None) -> None:
+    found = read_route(text, methods=True)
+    assert (list(found) if found is not None else None) == routes
+
+
+def test_folders_are_skipped_and_other_routes_become_rules_for_nobody_in_particular(tmp_path: Path) -> None:
+    plan = plan_of(skip_auth_routes="^/dex/,GET=^/healthz$,^/pub,/api/", skip_auth_regex="^/old/")
+    settings = values(plan)
+    assert settings["SKIP_AUTH_URLS"] == "/dex/,/old/"
+    assert settings["POLICY_ALLOWS_ANONYMOUS"] == "true"
+    assert policy_of(plan, tmp_path) == [
+        {"to": [{"operation": {"methods": ["GET"], "paths": ["/healthz"]}}]},
+        {"to": [{"operation": {"paths": ["/pub*"]}}]},
+        {"from": [{"source": {"requestPrincipals": ["*"]}}]},
+    ]
+    assert lost(plan) == {"skip_auth_routes"}
+    assert not examine(settings).problems
+
+
+# --- the rest ---------------------------------------------------------------------------------
+
+
+def test_what_programs_may_do_without_a_browser() -> None:
+    strict = values(plan_of())
+    assert {strict[name] for name in strict if name.endswith("_AUTHN_ENABLED")} == {"false"}
+    plan = plan_of(
+        skip_jwt_bearer_tokens="true",
+        oidc_extra_audiences="api",
+        extra_jwt_issuers="https://ci.example.com=x,https://kubernetes.default.svc=https://kubernetes.default.svc",
+    )
+    settings = values(plan)
+    assert settings["IDTOKEN_AUTHN_ENABLED"] == settings["ACCESS_TOKEN_AUTHN_ENABLED"] == "true"
+    assert settings["KUBERNETES_AUTHN_ENABLED"] == "true"
+    assert settings["AUDIENCES"] == "api,https://kubernetes.default.svc"
+    assert json.loads(settings["BEARER_ISSUERS"]) == [
+        {"issuer": "https://ci.example.com", "audiences": ["x"], "userid_claim": "sub"}
+    ]
+    assert not examine(settings).problems
+
+
+def test_endpoints_count_only_without_discovery() -> None:
+    urls = {"login_url": "https://x/a", "redeem_url": "https://x/t", "oidc_jwks_url": "https://x/k"}
+    assert not {"OIDC_AUTH_URL", "OIDC_TOKEN_URL", "OIDC_JWKS_URL"} & set(values(plan_of(**urls)))
+    settings = values(plan_of(skip_oidc_discovery="true", **urls))
+    assert [settings[name] for name in ("OIDC_AUTH_URL", "OIDC_TOKEN_URL", "OIDC_JWKS_URL")] == list(
+        urls.values()
+    )
+
+
+@pytest.mark.parametrize(
+    "given,callback,prefix",
+    [
+        ({}, "https://app.example.com/oauth2/callback", "/oauth2/"),
+        ({"redirect_url": "https://a.example.com"}, "https://a.example.com/oauth2/callback", "/oauth2/"),
+        ({"redirect_url": "", "proxy_prefix": "/_o"}, "/_o/callback", "/_o/"),
+    ],
+)
+def test_our_own_addresses(given: dict[str, str], callback: str, prefix: str) -> None:
+    settings = values(plan_of(**given))
+    assert (settings["REDIRECT_URL"], settings["AUTHSERVICE_URL_PREFIX"]) == (callback, prefix)
+    assert not examine(settings).problems
+
+
+def test_where_redis_is() -> None:
+    one = values(
+        plan_of(session_store_type="redis", redis_connection_url="redis://r:6379/2", redis_password="s3cr3t")
+    )
+    assert (
+        one["SESSION_STORE_REDIS_ADDR"] == "redis://r:6379/2" and one["SESSION_STORE_REDIS_PWD"] == "s3cr3t"
+    )
+    several = values(
+        plan_of(
+            session_store_type="redis",
+            redis_use_sentinel="true",
+            redis_sentinel_master_name="main",
+            redis_sentinel_connection_urls="redis://a:26379,redis://b:26379",
+            redis_sentinel_password="s",
+        )
+    )
+    assert (
+        several["SESSION_STORE_REDIS_MODE"] == "sentinel" and several["SESSION_STORE_REDIS_MASTER"] == "main"
+    )
+    assert several["SESSION_STORE_REDIS_ADDR"] == "redis://a:26379,redis://b:26379"
+    assert not examine(one).problems and not examine(several).problems
+
+
+def test_a_provider_that_is_none_and_insecure_switches_are_listed() -> None:
+    plan = plan_of(provider="github", oidc_issuer_url="", ssl_insecure_skip_verify="true", cookie_expire="0")
+    assert {"provider", "ssl_insecure_skip_verify", "cookie_expire"} <= lost(plan)
+    assert "OIDC_PROVIDER" not in values(plan) and "SESSION_MAX_AGE" not in values(plan)
+
+
+def test_every_option_is_accounted_for() -> None:
+    """What no part asked about is in one of the two lists, or is said to be unknown."""
+    plan = plan_of(cookie_samesit="lax", auth_logging="true", banner="-", footer="hello")
+    told = {note.options: note.kind for note in plan.notes}
+    assert told["cookie_samesit"] is Kind.LOST and told["footer"] is Kind.LOST
+    assert told["auth_logging"] is Kind.UNNEEDED and told["banner"] is Kind.UNNEEDED
+    assert not set(LOST) & set(UNNEEDED)
+
+
+# --- what is printed --------------------------------------------------------------------------
+
+
+def test_a_shell_reads_what_is_printed_as_it_is_meant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "proxy.cfg"
+    quoted = {**MINIMAL, "client_secret": 'it\'s $HOME `x` "y"', "client_id": "a b\nEVIL=1"}
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in quoted.items()))
+    status, out, _ = run(capsys, str(file), "--secrets")
+    assert status == 0, out
+    (tmp_path / "env").write_text(out)
+    shell = f"set -a; . {tmp_path}/env; env -0"
+    read_back = subprocess.run(["sh", "-c", shell], env={}, capture_output=True, check=True, text=True).stdout
+    seen = dict(line.partition("=")[::2] for line in read_back.split("\0") if line)
+    found = Options()
+    found.add(from_file(file))
+    assert values(migrate(found)).items() <= seen.items()
+    assert "EVIL" not in seen
+
+
+def test_secrets_are_printed_only_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = shlex.join(
+        [
+            *(f"--{_flag(name)}={value}" for name, value in MINIMAL.items()),
+            "--session-store-type=redis",
+            "--redis-connection-url=redis://u:hunter2@r:6379",
+            "--cookie-secret=topsecret",
+        ]
+    )
+    for form in ("env", "kubernetes"):
+        out = run(capsys, f"--flags={flags}", f"--format={form}")[1]
+        assert "hunter2" not in out and MINIMAL["client_secret"] not in out and "topsecret" not in out
+        assert "CLIENT_SECRET" in out and "SESSION_STORE_REDIS_ADDR" in out
+        shown = run(capsys, f"--flags={flags}", f"--format={form}", "--secrets")[1]
+        assert "hunter2" in shown and MINIMAL["client_secret"] in shown
+
+
+def test_the_policy_is_written_once_and_never_over_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "policy.yaml"
+    flags = shlex.join(
+        f"--{_flag(name)}={value}" for name, value in {**MINIMAL, "email_domains": "example.com"}.items()
+    )
+    for _ in range(2):
+        status, out, _ = run(capsys, f"--flags={flags}", f"--policy={file}")
+        assert status == 0 and f"POLICY_PATH={file}" in out and "AuthorizationPolicy" not in out
+    assert len(read([file])) == 1
+    file.write_text("mine")
+    status, out, err = run(capsys, f"--flags={flags}", f"--policy={file}")
+    assert (status, out) == (2, "") and "says something else" in err and file.read_text() == "mine"
+
+
+def test_for_kubernetes_everything_is_a_resource(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    flags = shlex.join(
+        f"--{_flag(name)}={value}" for name, value in {**MINIMAL, "email_domains": "example.com"}.items()
+    )
+    status, out, _ = run(capsys, f"--flags={flags}", "--format=kubernetes", "--secrets")
+    assert status == 0
+    config, secret, policies = yaml.safe_load_all(out)
+    assert config["data"]["OIDC_PROVIDER"] == MINIMAL["oidc_issuer_url"]
+    assert secret["stringData"] == {"CLIENT_SECRET": MINIMAL["client_secret"]}
+    ((name, text),) = policies["data"].items()
+    assert config["data"]["POLICY_PATH"].endswith("/" + name)
+    (tmp_path / name).write_text(text)
+    assert len(read([tmp_path / name])) == 1
+
+
+def test_what_a_start_would_complain_of_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "--flags=--provider=oidc --email-domain=*")
+    assert status == 1
+    assert "OIDC_PROVIDER: not set." in out and "CLIENT_ID: not set." in out
+
+
+def test_texts_from_elsewhere_move_no_cursor() -> None:
+    with pytest.raises(OptionsError):
+        from_flags("'\x1b[2J'")
