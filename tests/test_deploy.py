@@ -286,6 +286,55 @@ def deployed_files() -> list[Path]:
     )
 
 
+_API = "test_deploy_gateways.py::test_the_schema_of_its_api_accepts_it"
+_CLUSTER = "test_deploy_kubernetes.py::test_the_schemas_of_the_api_accept_it"
+_BUILT = "test_deploy_kubernetes.py::test_kubectl_puts_the_same_together"
+_INGRESS = "test_deploy_gateways.py::test_the_api_accepts_ingresses_and_settings"
+LOADED_BY = {
+    "Dockerfile": "test_deploy.py::test_the_image_is_built_from_what_is_there",
+    "ambassador/authservice.yaml": _API,
+    "caddy/Caddyfile": "test_deploy.py::test_caddy_loads_its_file",
+    "docker/compose.yaml": "test_deploy_gateways.py::test_the_composition_is_valid_and_of_files_that_exist",
+    "envoy-gateway/authservice.yaml": _API,
+    "envoy/envoy.yaml": "test_deploy.py::test_envoy_loads_its_file",
+    "gateway-api/authservice.yaml": _API,
+    "ingress-nginx/controller.yaml": _INGRESS,
+    "ingress-nginx/ingress.yaml": _INGRESS,
+    "istio/ambient.yaml": _API,
+    "istio/authservice.yaml": _API,
+    "istio/mesh-config.yaml": _API,
+    "istio/sidecar.yaml": _API,
+    "kubeflow/istio.yaml": _API,
+    "kubeflow/kustomization.yaml": _BUILT,
+    "kubeflow/mesh-config.yaml": _API,
+    "kubernetes/base/kustomization.yaml": _BUILT,
+    "kubernetes/base/namespace.yaml": _CLUSTER,
+    "kubernetes/base/network.yaml": _CLUSTER,
+    "kubernetes/base/rbac.yaml": _CLUSTER,
+    "kubernetes/base/secret.example.yaml": _CLUSTER,
+    "kubernetes/base/settings.yaml": _CLUSTER,
+    "kubernetes/base/workload.yaml": _CLUSTER,
+    "kubernetes/redis/kustomization.yaml": _BUILT,
+    "kubernetes/volume/claim.yaml": _CLUSTER,
+    "kubernetes/volume/kustomization.yaml": _BUILT,
+    "nginx/authservice.conf": "test_deploy.py::test_nginx_loads_its_file",
+    "systemd/authservice.env": "test_deploy.py::test_the_units_settings_are_a_start_without_problems",
+    "systemd/authservice.service": "test_deploy.py::test_systemd_accepts_the_unit_and_finds_it_confined",
+    "traefik/dynamic.yml": "test_deploy.py::test_traefik_starts_with_its_files",
+    "traefik/kubernetes/authservice.yaml": _API,
+    "traefik/traefik.yml": "test_deploy.py::test_traefik_starts_with_its_files",
+}
+"""Every file that somebody may copy, and the test that loads or validates it."""
+
+
+def test_every_file_is_loaded_or_validated_by_a_test() -> None:
+    files = {str(path.relative_to(DEPLOY)) for path in deployed_files()}
+    assert files == set(LOADED_BY)
+    for file, test in LOADED_BY.items():
+        module, _, function = test.partition("::")
+        assert f"def {function}(" in (ROOT / "tests" / module).read_text(), file
+
+
 @pytest.mark.parametrize("path", deployed_files(), ids=lambda path: str(path.relative_to(DEPLOY)))
 def test_every_setting_that_a_file_names_exists(path: Path) -> None:
     named = set(re.findall(r"(?<![\w$])([A-Z][A-Z0-9_]{3,})=", path.read_text()))
