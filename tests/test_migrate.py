@@ -481,3 +481,41 @@ def test_what_a_start_would_complain_of_is_said(capsys: pytest.CaptureFixture[st
 def test_texts_from_elsewhere_move_no_cursor() -> None:
     with pytest.raises(OptionsError):
         from_flags("'\x1b[2J'")
+
+
+# --- the documents ----------------------------------------------------------------------------
+
+DOCUMENTS = sorted((ROOT / "docs" / "migrate").glob("*.md"))
+
+
+def test_there_is_a_document_for_each_way_here_and_the_readme_leads_to_it() -> None:
+    assert [path.stem for path in DOCUMENTS] == ["envoyfilter", "oauth2-proxy", "oidc-authservice"]
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for path in DOCUMENTS:
+        assert f"(docs/migrate/{path.name})" in readme, path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_documents_name_settings_and_files_that_exist(document: Path) -> None:
+    text = document.read_text("utf-8")
+    known = {row.name for row in ROWS} | {f"{row.name}_FILE" for row in ROWS if row.secret}
+    former = {"STORE_PATH", "SKIP_AUTH_URI", "OIDC_STATE_STORE_PATH", "USERID_TOKEN_HEADER"}
+    named = {
+        name
+        for name in re.findall(r"`([A-Z][A-Z0-9]+(?:_[A-Z0-9]+)+)(?:=[^`]*)?`", text)
+        if not name.startswith("OAUTH2_PROXY_")
+    }
+    assert named <= known | former
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        assert (document.parent / link).exists(), link
+
+
+def test_the_table_of_options_names_options_only() -> None:
+    text = (ROOT / "docs" / "migrate" / "oauth2-proxy.md").read_text("utf-8")
+    table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    named = {name for cell in table for name in re.findall(r"`([a-z_0-9]+)`", cell) if not name.endswith("_")}
+    found = Options()
+    found.add({name: ("",) for name in named})
+    found.add({"email_domains": ("*",), "session_store_type": ("redis",), "cookie_expire": ("24h",)})
+    strange = {note.options for note in migrate(found).notes if "Is it spelt right?" in note.text}
+    assert len(named) > 30 and not strange
