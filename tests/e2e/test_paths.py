@@ -250,8 +250,7 @@ def test_a_websocket_of_a_logged_in_person_is_let_through(gated: Stack, marker: 
         gated.application.answer = plain
     (seen,) = gated.reached(marker)
     assert seen.values("kubeflow-userid") == ["alice@example.org"]
-    if gated.kind != "nginx":  # its shipped location passes no upgrades on
-        assert visit.answer.status == 101
+    assert visit.answer.status == 101
 
 
 def test_H09_the_check_endpoints_give_nothing_away_from_outside(gated: Stack) -> None:
