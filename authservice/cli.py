@@ -2,7 +2,7 @@
 
 ``check-config`` reads this environment as a start would and says everything that is wrong with it;
 ``settings`` shows the table of all settings; ``sessions`` is `authservice.cli_sessions`, ``policy`` is
-`authservice.cli_policy`. Serving is gunicorn's work, not this command's.
+`authservice.cli_policy`, ``doctor`` is `authservice.cli_doctor`. Serving is gunicorn's work, not this command's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from authservice import __version__, cli_migrate, cli_policy, cli_sessions, startup
+from authservice import __version__, cli_doctor, cli_migrate, cli_policy, cli_sessions, startup
 from authservice.settings import Settings, examine, show
 
 OK, USAGE_OR_PROBLEMS = 0, 2
@@ -28,6 +28,8 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return cli_sessions.run(arguments, environ)
     if arguments.command == "policy":
         return cli_policy.run(arguments, os.environ if environ is None else environ)
+    if arguments.command == "doctor":
+        return cli_doctor.run(arguments, os.environ if environ is None else environ)
     if arguments.command == "migrate":
         return cli_migrate.run(arguments, os.environ if environ is None else environ)
     return show_settings(arguments.markdown, arguments.write)
@@ -59,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_sessions.add_to(commands)
     cli_policy.add_to(commands)
     cli_migrate.add_to(commands)
+    cli_doctor.add_to(commands)
     return parser
 
 

@@ -10,10 +10,11 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,20 @@ class Http:
         except (OSError, ValueError):
             return Zone.PUBLIC
         return max((Zone.of(address[0]) for _, address in found), default=Zone.PUBLIC)
+
+    def certificate_end(self, url: str) -> datetime | None:
+        """When the certificate ends that the URL's server shows, once it is found good; ``None`` where a proxy is
+        asked in its place. Raises OSError (ssl.SSLError is one)."""
+        parts = urlsplit(url)
+        if not {"https", "all"}.isdisjoint(get_environ_proxies(url, no_proxy=None)):
+            return None
+        host = parts.hostname or ""
+        with (
+            socket.create_connection((host, parts.port or 443), self.timeout.total_seconds()) as plain,
+            self._context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            shown = (secured.getpeercert() or {}).get("notAfter", "")
+            return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(shown)), timezone.utc)
 
     def close(self) -> None:
         """Closes the idle connections of this process. The object stays usable."""

@@ -1,0 +1,319 @@
+"""What a browser and a program meet at the gateway, from the outside in.
+
+Asks for a page that does not exist, as somebody who is not logged in: once as a program, once as a browser
+with a cookie that is worth nothing, once with a token that is worth nothing. What comes back tells whether
+the gateway asks the service at all, and what of the request it passes on; no answer lets anybody in.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import secrets
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+from authservice.doctor.certificates import certificate
+from authservice.doctor.findings import Finding, Part, bad, good, odd, skipped
+from authservice.errors import Reason
+from authservice.oidc.pending import PendingLogins, State
+from authservice.outbound import Http, OutboundFault, Response
+from authservice.sessions.seal import Keyring, new_secret
+from authservice.settings import Settings
+from authservice.strictjson import BadJson
+from authservice.wiring import NAMES, WITHOUT, Sent, lines
+
+PAGE = {"Accept": "text/html,application/xhtml+xml"}
+PROGRAM = {"Accept": "application/json"}
+_LIMIT = timedelta(seconds=10)
+_SAYS_WHERE = "authservice doctor --url https://app.example"
+
+
+def examine(settings: Settings, now: Callable[[], datetime], url: str = "") -> Iterator[Finding]:
+    """The gateway in front of a page, which is ``url`` or the origin that the settings name."""
+    if not url and settings.outside_scheme is not None:
+        url = f"{settings.outside_scheme}://{settings.outside_host}"
+    if not url:
+        yield skipped(
+            Part.GATEWAY, "Nothing tells where browsers find the gateway.", f"Name it: {_SAYS_WHERE}"
+        )
+        return
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        yield bad(Part.GATEWAY, f"{url} is no address of a page.", f"Name one: {_SAYS_WHERE}")
+        return
+    yield from _Outside(settings, now, f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")).examine()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outside:
+    """One gateway, below one path."""
+
+    settings: Settings
+    now: Callable[[], datetime]
+    origin: str
+    base: str
+
+    def examine(self) -> Iterator[Finding]:
+        # An authority of the provider's may be the gateway's as well.
+        http = Http(self.settings.ca_bundle, _LIMIT)
+        if self.origin.startswith("https:"):
+            yield from certificate(http, self.origin, self.now)
+        try:
+            asked = yield from self._asks(http)
+            if asked:
+                yield from self._wiring(http)
+            yield from self._callback(http)
+            yield from self._pages(http)
+        except OutboundFault as fault:
+            yield bad(
+                Part.GATEWAY,
+                f"The gateway does not answer: {fault}.",
+                f"See that {self.origin} can be reached from here, and that the gateway runs.",
+            )
+
+    # --- whether it asks ----------------------------------------------------------------------
+
+    def _asks(self, http: Http) -> Generator[Finding, None, bool]:
+        """As a program of nobody. Gives whether the service was asked and said no."""
+        answer = http.get(self.origin + self._target(), PROGRAM)
+        told = _told_reason(answer)
+        redirects = self.settings.unauthenticated_response == "redirect"
+        if answer.status == 401 or told == Reason.POLICY.value or (answer.status == 302 and redirects):
+            yield good(Part.GATEWAY, f"{self.origin} asks AuthService, which lets nobody in without a login.")
+            return True
+        if answer.status == 302 and self._state(answer) is not None:
+            yield good(Part.GATEWAY, f"{self.origin} asks AuthService, which lets nobody in without a login.")
+            yield self._lacks(Sent.ACCEPT)
+            return True
+        if told == Reason.MISCONFIGURED.value:
+            yield self._not_understood()
+        else:
+            yield self._does_not_ask(answer)
+        return False
+
+    def _not_understood(self) -> Finding:
+        chosen = ", ".join(self.settings.gateway)
+        return bad(
+            Part.WIRING,
+            "AuthService is asked, but cannot tell which address a check is about.",
+            f"See that GATEWAY ({chosen}) names the gateway that asks, and what the log says "
+            "(`gateway_misconfigured`). "
+            + lines(Sent.ORIGINAL_URL, self.settings.gateway, self.settings.prefix_path),
+        )
+
+    def _does_not_ask(self, answer: Response) -> Finding:
+        port = self.settings.server_port
+        status = answer.status
+        if status >= 500:
+            return bad(
+                Part.GATEWAY,
+                f"The gateway answers a check with status {status}: AuthService does not answer it, or is "
+                "not ready.",
+                f"See that AuthService runs, that /readyz on port {self.settings.web_server_port} says ok, "
+                "that the gateway "
+                f"reaches it on port {port}, and that GATEWAY ({', '.join(self.settings.gateway)}) is the "
+                "gateway's dialect.",
+            )
+        if status == 403:
+            return bad(
+                Part.GATEWAY,
+                "The gateway refuses everybody, without a word of AuthService.",
+                f"See that the gateway reaches AuthService on port {port}, what AuthService's log says of "
+                "the check "
+                f"(`check_denied`), and that GATEWAY ({', '.join(self.settings.gateway)}) is the gateway's "
+                "dialect.",
+            )
+        return bad(
+            Part.GATEWAY,
+            f"Somebody who is not logged in gets status {status}: the gateway does not ask AuthService.",
+            f"Put the check in front of the application, on port {port} of AuthService, as in deploy/; "
+            "where this very path "
+            "is meant to be open (SKIP_AUTH_URLS, policies), name another one: "
+            f"{_SAYS_WHERE}/a/protected/path",
+        )
+
+    # --- what it passes on --------------------------------------------------------------------
+
+    def _wiring(self, http: Http) -> Iterator[Finding]:
+        """As a browser with a worthless cookie, and as a program with a worthless token."""
+        seen: list[Sent] = []
+        if self.settings.unauthenticated_response == "401":
+            yield skipped(
+                Part.WIRING, "UNAUTHENTICATED_RESPONSE=401: no redirect tells what the gateway passes on."
+            )
+        else:
+            for sent, finding in self._as_browser(http):
+                if finding is None:
+                    seen.append(sent)
+                else:
+                    yield finding
+        if self.settings.idtoken_authn_enabled:
+            if self._token_is_seen(http):
+                seen.append(Sent.AUTHORIZATION)
+            else:
+                yield self._lacks(Sent.AUTHORIZATION)
+        if seen:
+            yield good(Part.WIRING, f"The gateway passes on: {', '.join(NAMES[sent] for sent in seen)}.")
+
+    def _as_browser(self, http: Http) -> Iterator[tuple[Sent, Finding | None]]:
+        target = self._target()
+        cookie = f"{self.settings.session_cookie_name}={new_secret()}"
+        answer = http.get(self.origin + target, {**PAGE, "Cookie": cookie})
+        state = self._state(answer)
+        if state is None:
+            yield Sent.ORIGINAL_URL, self._no_login(answer)
+            return
+        taken_away = rf"(^|,\s*){re.escape(self.settings.session_cookie_name)}=;"
+        came = re.search(taken_away, answer.headers.get("set-cookie", "")) is not None
+        yield Sent.COOKIE, None if came else self._lacks(Sent.COOKIE)
+        yield from self._where_back(state.return_to, target)
+
+    def _no_login(self, answer: Response) -> Finding:
+        state = "".join(parse_qs(urlsplit(answer.headers.get("location", "")).query).get("state", []))
+        if state:
+            return bad(
+                Part.WIRING,
+                "The login was begun by a service with other keys than those of these settings.",
+                "Run the doctor with the service's own environment; give all replicas the same SECRET_KEYS "
+                "(or CLIENT_SECRET), and see that the gateway asks the service that you mean.",
+            )
+        return bad(
+            Part.WIRING,
+            f"A browser is not sent to the login, but gets status {answer.status}.",
+            "See what AuthService's log says of the check, and whether the provider is ready (/readyz on "
+            "port "
+            f"{self.settings.web_server_port}). nginx needs `error_page 401 = @login;` for pages "
+            "(deploy/nginx).",
+        )
+
+    def _where_back(self, return_to: str, target: str) -> Iterator[tuple[Sent, Finding | None]]:
+        """Of the address that the login would end on: the page that was asked for, under the address of "
+        "it."""
+        if self.settings.after_login_url:
+            return
+        parts = urlsplit(return_to)
+        path = f"{parts.path}?{parts.query}"
+        here = urlsplit(self.origin)
+        if path != target:
+            yield Sent.ORIGINAL_URL, self._lacks(Sent.ORIGINAL_URL)
+        elif (
+            parts.netloc
+            and parts.netloc.lower() != here.netloc.lower()
+            and self.settings.outside_host is None
+        ):
+            yield (
+                Sent.ORIGINAL_URL,
+                bad(
+                    Part.WIRING,
+                    f"A login for {here.netloc} would end on {parts.netloc}.",
+                    lines(Sent.ORIGINAL_URL, self.settings.gateway, self.settings.prefix_path),
+                ),
+            )
+        else:
+            yield Sent.ORIGINAL_URL, None
+        if self.settings.outside_scheme is None:
+            yield Sent.SCHEME, None if parts.scheme == here.scheme else self._lacks(Sent.SCHEME)
+
+    def _token_is_seen(self, http: Http) -> bool:
+        token = worthless_token(self.settings.oidc_provider, self.settings.client_id, self.now())
+        headers = {**PROGRAM, "Authorization": f"Bearer {token}"}
+        if self.settings.id_token_header.lower() != "authorization":
+            headers[self.settings.id_token_header] = token
+        answer = http.get(self.origin + self._target(), headers)
+        return "invalid_token" in answer.headers.get("www-authenticate", "")
+
+    # --- what belongs to us -------------------------------------------------------------------
+
+    def _callback(self, http: Http) -> Iterator[Finding]:
+        """The redirect address as the provider would send browsers to it, with nothing to finish."""
+        path = self.settings.callback_path
+        answer = http.get(self.origin + path, PAGE)
+        if answer.status == 400 and "no-store" in answer.headers.get("cache-control", ""):
+            yield good(Part.CALLBACK, f"{self.origin}{path} reaches AuthService.")
+            return
+        remedy = (
+            f"Route {path} to port {self.settings.web_server_port} of AuthService, without a check "
+            "(as in deploy/)."
+        )
+        if "location" in answer.headers and self._state(answer) is not None:
+            yield bad(
+                Part.CALLBACK,
+                f"{self.origin}{path} asks for a login itself, so that no login ever ends.",
+                remedy,
+            )
+        else:
+            yield bad(
+                Part.CALLBACK,
+                f"{self.origin}{path} answers with status {answer.status}: this is not AuthService.",
+                remedy,
+            )
+
+    def _pages(self, http: Http) -> Iterator[Finding]:
+        path = f"{self.settings.prefix_path}/site/after_logout"
+        status = http.get(self.origin + path, PAGE).status
+        if status == 200:
+            yield good(Part.PAGES, f"{self.origin}{path} shows a page of AuthService.")
+        else:
+            yield odd(
+                Part.PAGES,
+                f"{self.origin}{path} answers with status {status}.",
+                f"Route {self.settings.prefix_path}/ to port {self.settings.web_server_port} of "
+                "AuthService, without a check.",
+            )
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def _target(self) -> str:
+        """A page that nothing keeps for later, with a query that has to come through as it is."""
+        return f"{self.base}/authservice-doctor-{secrets.token_hex(6)}/page?page=2&sort=%C3%A9"
+
+    def _state(self, answer: Response) -> State | None:
+        """The login that a redirect begins, when it is one of ours."""
+        query = parse_qs(urlsplit(answer.headers.get("location", "")).query)
+        logins = PendingLogins(
+            Keyring(self.settings.sealing_key_material()),
+            self.settings.session_cookie_name,
+            self.now,
+            secrets.token_urlsafe,
+        )
+        return logins.open_state("".join(query.get("state", [])))
+
+    def _lacks(self, sent: Sent) -> Finding:
+        gateways, prefix = self.settings.gateway, self.settings.prefix_path
+        return bad(
+            Part.WIRING,
+            f"The gateway does not send {NAMES[sent]} with its checks: {WITHOUT[sent]}.",
+            lines(sent, gateways, prefix),
+        )
+
+
+def worthless_token(issuer: str, client_id: str, now: datetime) -> str:
+    """In form an ID token for us, signed by nobody: what is said of it shows that it was seen."""
+    moment = int(now.timestamp())
+    claims = {
+        "iss": issuer,
+        "aud": client_id,
+        "sub": "authservice-doctor",
+        "iat": moment,
+        "exp": moment + 60,
+        "at_hash": "worthless",
+    }
+    signature = base64.urlsafe_b64encode(bytes(256)).rstrip(b"=").decode()
+    return f"{_part({'alg': 'RS256', 'typ': 'JWT'})}.{_part(claims)}.{signature}"
+
+
+def _part(members: Mapping[str, object]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=").decode()
+
+
+def _told_reason(answer: Response) -> str:
+    """AuthService's own word for a refusal, where the gateway lets it through."""
+    try:
+        reason = answer.json().get("error", "")
+    except BadJson:
+        return ""
+    return reason if isinstance(reason, str) else ""
