@@ -328,6 +328,7 @@ def test_demo_check_drives_everything_through_envoy() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Everything holds." in done.stdout
+    assert "0 problems, 0 warnings" in done.stdout
     assert "WRONG" not in done.stdout
     assert len(re.findall(r"^  ok ", done.stdout, re.M)) >= 15
 

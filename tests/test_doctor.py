@@ -269,7 +269,7 @@ def test_a_good_set_up_is_all_green(set_up: SetUp, examined: Callable[[SetUp], l
     looked_at = {finding.part for finding in found if finding.state is State.OK}
     assert looked_at == set(Part) - {Part.POLICIES, Part.TLS, Part.ISSUERS}
     (wiring,) = (finding for finding in found if finding.part is Part.WIRING)
-    assert wiring.sentence == "The gateway passes on: Cookie, the original address, Authorization."
+    assert wiring.sentence == "The gateway passes on: Accept, Cookie, the original address, Authorization."
 
 
 @pytest.mark.parametrize("broken,part,sentence,remedy", BROKEN, ids=[row[0].__name__ for row in BROKEN])

@@ -64,8 +64,8 @@ class _Outside:
             yield from certificate(http, self.origin, self.now)
         try:
             asked = yield from self._asks(http)
-            if asked:
-                yield from self._wiring(http)
+            if asked is not None:
+                yield from self._wiring(http, asked)
             yield from self._callback(http)
             yield from self._pages(http)
         except OutboundFault as fault:
@@ -77,23 +77,24 @@ class _Outside:
 
     # --- whether it asks ----------------------------------------------------------------------
 
-    def _asks(self, http: Http) -> Generator[Finding, None, bool]:
-        """As a program of nobody. Gives whether the service was asked and said no."""
+    def _asks(self, http: Http) -> Generator[Finding, None, list[Sent] | None]:
+        """As a program of nobody. Gives what was seen to be passed on, or ``None`` where a login is no
+        question."""
         answer = http.get(self.origin + self._target(), PROGRAM)
         told = _told_reason(answer)
-        redirects = self.settings.unauthenticated_response == "redirect"
-        if answer.status == 401 or told == Reason.POLICY.value or (answer.status == 302 and redirects):
+        redirected = answer.status == 302 and self._state(answer) is not None
+        if answer.status == 401 or redirected or told == Reason.POLICY.value:
             yield good(Part.GATEWAY, f"{self.origin} asks AuthService, which lets nobody in without a login.")
-            return True
-        if answer.status == 302 and self._state(answer) is not None:
-            yield good(Part.GATEWAY, f"{self.origin} asks AuthService, which lets nobody in without a login.")
+            if told == Reason.POLICY.value:
+                return None
+            if self.settings.unauthenticated_response != "auto":
+                return []
+            if not redirected:
+                return [Sent.ACCEPT]
             yield self._lacks(Sent.ACCEPT)
-            return True
-        if told == Reason.MISCONFIGURED.value:
-            yield self._not_understood()
-        else:
-            yield self._does_not_ask(answer)
-        return False
+            return []
+        yield self._not_understood() if told == Reason.MISCONFIGURED.value else self._does_not_ask(answer)
+        return None
 
     def _not_understood(self) -> Finding:
         chosen = ", ".join(self.settings.gateway)
@@ -138,9 +139,8 @@ class _Outside:
 
     # --- what it passes on --------------------------------------------------------------------
 
-    def _wiring(self, http: Http) -> Iterator[Finding]:
+    def _wiring(self, http: Http, seen: list[Sent]) -> Iterator[Finding]:
         """As a browser with a worthless cookie, and as a program with a worthless token."""
-        seen: list[Sent] = []
         if self.settings.unauthenticated_response == "401":
             yield skipped(
                 Part.WIRING, "UNAUTHENTICATED_RESPONSE=401: no redirect tells what the gateway passes on."

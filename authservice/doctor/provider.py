@@ -18,6 +18,7 @@ from authservice.app import build_provider
 from authservice.doctor.certificates import certificate
 from authservice.doctor.findings import Finding, Part, bad, good, odd, skipped
 from authservice.errors import NotReady, ProviderSilent, ProviderWrong
+from authservice.moments import counted
 from authservice.oidc.answers import EndpointRefused
 from authservice.oidc.client import Client
 from authservice.oidc.issuers import FurtherIssuer
@@ -168,7 +169,9 @@ def _keys(
 def _fitting(keys: KeySet, allowed: tuple[str, ...], announced: object) -> Finding:
     signs = set(announced) & set(allowed) if isinstance(announced, list) else set(allowed)
     if any(keys.candidates(algorithm, None) for algorithm in signs):
-        return good(Part.KEYS, f"{len(keys)} usable keys, for the algorithms of OIDC_SIGNING_ALGS.")
+        return good(
+            Part.KEYS, f"{counted(len(keys), 'usable key')}, for the algorithms of OIDC_SIGNING_ALGS."
+        )
     told = (
         f" The provider announces {', '.join(map(str, announced))[:200]}."
         if isinstance(announced, list)
@@ -350,4 +353,4 @@ def _further_issuers(settings: Settings, now: Callable[[], datetime]) -> Iterato
                 f"{_REACH} BEARER_ISSUERS names it, and its jwks_url.",
             )
         else:
-            yield good(Part.ISSUERS, f"{one.issuer} has {len(keys)} usable keys.")
+            yield good(Part.ISSUERS, f"{one.issuer} has {counted(len(keys), 'usable key')}.")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from authservice_demo.check import Check, Wrong
+from authservice_demo.check import Check, Wrong, examine
 from authservice_demo.children import ChildFailed
 from authservice_demo.ports import choose_ports
 from authservice_demo.provider.people import PEOPLE
@@ -51,6 +51,7 @@ def check(stack: Stack) -> int:
     say("Checking it through Envoy:")
     try:
         Check(stack, say).run()
+        examine(stack, say)
         stack.children.look()
     except Wrong as problem:
         say(f"\nThe demo does not work: {problem}\n{stack.children.tails()}")

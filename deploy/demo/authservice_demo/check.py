@@ -140,5 +140,15 @@ class Check:
             raise Wrong(f"this does not hold: {what}")
 
 
+def examine(stack: Stack, say: Callable[[str], None]) -> None:
+    """``authservice doctor``, which must find nothing. Raises `Wrong`."""
+    say("What the doctor says of it (authservice doctor):")
+    done = stack.doctor()
+    for line in done.stdout.splitlines():
+        say(f"  {line}".rstrip())
+    if done.returncode != 0:
+        raise Wrong(f"the doctor finds something\n{done.stderr}")
+
+
 def _headers(answer: requests.Response) -> Mapping[str, str]:
     return {name.lower(): value for name, value in answer.json()}

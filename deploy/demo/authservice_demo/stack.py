@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,14 @@ class Stack:
             "CLIENT_NAME": "the demo",
             "WEB_CONCURRENCY": "2",
         }
+
+    def doctor(self) -> subprocess.CompletedProcess[str]:
+        """What ``authservice doctor`` says of it all, with AuthService's own settings."""
+        own = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        return subprocess.run(
+            [sys.executable, "-m", "authservice.cli", "doctor"],
+            env=own | self.authservice_settings(), capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
 
     def envoy_file(self) -> Path:
         """The Envoy file that is shipped, with this run's ports."""
