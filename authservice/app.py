@@ -173,6 +173,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         settings.auth_method_header,
         settings.userid_prefix,
         settings.userid_transformers,
+        further=[settings.upstream_headers],
     )
     return_addresses = ReturnAddresses(
         settings.outside_scheme,

@@ -85,6 +85,10 @@ class CheckRequest(msgspec.Struct, frozen=True):
         return None if self.doubtful else policy_path(self.target)
 
 
+def _folded(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
 class Remark(NamedTuple):
     """What is to be counted of an answer beside the answer itself: ``outcome`` is one of
     `ops.POLICY_OUTCOMES`. With a ``cause`` it is logged, too."""
@@ -117,6 +121,11 @@ class Allow(msgspec.Struct, frozen=True):
     remove_headers: tuple[str, ...] = ()
     remarks: tuple[Remark, ...] = ()
     variant: Variant | None = None
+
+    def unset(self) -> tuple[str, ...]:
+        """The names to remove that are no other spelling of a header that is set."""
+        told = {_folded(name) for name, _ in self.set_headers}
+        return tuple(name for name in self.remove_headers if _folded(name) not in told)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 import re2
@@ -56,6 +56,10 @@ class VerifiedClaims(Mapping[str, Any]):
 
     def get(self, name: str, default: Any = None) -> Any:
         return self._claims.get(name, default)
+
+    def whole(self) -> Mapping[str, Any]:
+        """All of them, for who looks for more than one or two."""
+        return self._claims
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +344,17 @@ def _escape(text: str, visible: str) -> str:
         raise IdentityUnusable("an identity holds half of a surrogate pair") from None
 
 
+class FurtherHeaders(Protocol):
+    """Headers that tell more of an identity than who it is."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+
+    def values(self, identity: Identity) -> Iterable[tuple[str, str]]:
+        """Those of the names that this identity has a value for, printable ASCII on one line, each once. Raises
+        `IdentityUnusable`."""
+
+
 class IdentityHeaders:
     """What the application is told, and what nobody else may tell it (B7, G07, G39).
 
@@ -353,8 +368,12 @@ class IdentityHeaders:
         auth_method_header: str,
         userid_prefix: str = "",
         transformers: Transformers | None = None,
+        further: Sequence[FurtherHeaders] = (),
     ) -> None:
+        self._further = tuple(further)
+        self._further_names = tuple(name.lower() for one in further for name in one.names)
         names = [name.lower() for name in (userid_header, groups_header, auth_method_header) if name]
+        names += self._further_names
         if len(set(names)) != len(names):
             raise ValueError("two identity headers have the same name")
         self._userid_header = userid_header
@@ -370,8 +389,9 @@ class IdentityHeaders:
         """The headers to set, each once, and the names to remove; never one name in both.
 
         Values are printable ASCII on one line (see `header_value`, `group_value`). Without an
-        identity every header is to be removed. Raises `IdentityUnusable` for a value of more
-        than `MAX_HEADER` bytes and for a user id that the transformers leave empty.
+        identity every header is to be removed, and with one those that there is no value for. Raises
+        `IdentityUnusable` for a value of more than `MAX_HEADER` bytes and for a user id that the
+        transformers leave empty.
         """
         if identity is None:
             return (), self.names
@@ -385,10 +405,13 @@ class IdentityHeaders:
             headers.append((self._groups_header, ",".join(map(group_value, filter(None, identity.groups)))))
         if self._auth_method_header:
             headers.append((self._auth_method_header, identity.method.value))
+        for one in self._further:
+            headers += one.values(identity)
         for name, value in headers:
             if len(value) > MAX_HEADER:
                 raise IdentityUnusable(f"{name} would have more than {MAX_HEADER} bytes", public=_TOO_MUCH)
-        return tuple(headers), self._spellings
+        told = {name.lower() for name, _ in headers}
+        return tuple(headers), (*(name for name in self._further_names if name not in told), *self._spellings)
 
 
 def other_spellings(names: Iterable[str]) -> tuple[str, ...]:

@@ -220,9 +220,7 @@ def allowed(allow: Allow, style: Style, dialect: str) -> Reply:
 def _emptied(allow: Allow) -> tuple[str, ...]:
     """What is to reach the application as nothing. Where identity headers are set, their other spellings are
     left to gateways that remove."""
-    if allow.variant is not None:
-        return allow.variant.emptied
-    return allow.remove_headers if allow.identity is None else ()
+    return allow.unset() if allow.variant is None else allow.variant.emptied
 
 
 @lru_cache(maxsize=256)

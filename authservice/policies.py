@@ -102,9 +102,8 @@ def load(settings: Settings) -> PolicySet:
         raise PolicyErrors([(Place(str(path), 1), "there is no policy here, so that everything would be allowed")])
     named = named_workloads(settings.policy_workloads)
     trusts = bool(settings.trusted_proxies)
-    taken = (settings.userid_header, settings.groups_header, settings.auth_method_header)
     rules = (rule for one in resources if isinstance(one, RequestAuthentication) for rule in one.rules)
-    clashes = output_problems(rules, taken)
+    clashes = output_problems(rules, settings.told_headers)
     try:
         compiled = compile(
             resources,

@@ -22,6 +22,7 @@ from authservice.settings.addresses import derive, join_path
 from authservice.settings.issuers import BearerIssuer
 from authservice.settings.kinds import ASYMMETRIC
 from authservice.settings.table import ROWS
+from authservice.upstream import UpstreamHeader, UpstreamHeaders
 
 REQUIRED = {
     "OIDC_PROVIDER": "https://idp.example.com/realms/main/",
@@ -327,6 +328,8 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("GROUPS_CLAIM", "", ""),
     ("AUTH_METHOD_HEADER", "", ""),
     ("AUTH_HEADER", "", ""),
+    ("UPSTREAM_HEADERS", "", UpstreamHeaders()),
+    ("UPSTREAM_HEADERS", '{"X-Name": "name"}', UpstreamHeaders((UpstreamHeader("X-Name", "name"),))),
     ("USERID_HEADER", "X-Auth-User", "X-Auth-User"),
     ("USERID_PREFIX", "", ""),
     ("USERID_PREFIX", "accounts.google.com:", "accounts.google.com:"),
@@ -471,6 +474,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "AUTH_HEADER": ("a b",),
     "ID_TOKEN_HEADER": ("(x)",),
     "USERID_PREFIX": ("a\nb", "ü", "\x7f"),
+    "UPSTREAM_HEADERS": ("oauth2", "[]", '{"a b": "c"}', '{"X-A": ""}', '{"X-A": "b", "x_a": "c"}'),
     "USERID_TRANSFORMERS": (
         "",
         "[{",

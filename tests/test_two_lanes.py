@@ -82,6 +82,7 @@ CHOICES: dict[str, list[str | None]] = {
     "GROUPS_HEADER": [None, None, "x-auth-groups", ""],
     "AUTH_METHOD_HEADER": [None, None, ""],
     "USERID_PREFIX": [None, None, "oidc:", "a%b "],
+    "UPSTREAM_HEADERS": [None, None, "oauth2-proxy", '{"X-Name": "name", "X-Plan": "plan.of", "X-Groups": "groups"}'],
     "USERID_TRANSFORMERS": [None, None, None, None, '[{"matches": "@example[.]com$", "replaces": ""}]',
                             '[{"matches": "^.*$", "replaces": ""}]', '[{"matches": "(a)", "replaces": "${1}é\\n$1"}]'],
     "TRUSTED_PROXIES": [None, None, None, None, "127.0.0.0/8", "127.0.0.0/8", "10.0.0.0/8,fd00::/8", "0.0.0.0/0,::/0"],

@@ -89,7 +89,7 @@ class Outputs:
             if len(made) >= MOST_VARIANTS:
                 made.clear()
             told = output_headers(choice.telling, identity.claims)
-            done = made[key] = _completed(allow, told, (*plan.names, *taken))
+            done = made[key] = _completed(allow, told, (*allow.unset(), *plan.names, *taken))
         return done
 
 

@@ -23,7 +23,8 @@ from authservice.settings.read import some
 
 NAMES = (
     "POLICY_PATH", "POLICY_WORKLOADS", "POLICY_ROOT_NAMESPACE", "POLICY_PEER_HEADER", "POLICY_ALLOWS_ANONYMOUS",
-    "POLICY_DRY_RUN", "USERID_CLAIM", "USERID_HEADER", "GROUPS_HEADER", "AUTH_METHOD_HEADER", "CA_BUNDLE",
+    "POLICY_DRY_RUN", "USERID_CLAIM", "USERID_HEADER", "GROUPS_HEADER", "AUTH_METHOD_HEADER",
+    "UPSTREAM_HEADERS", "CA_BUNDLE",
 )  # fmt: skip
 
 
@@ -60,7 +61,10 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
         values["policy_allows_anonymous"],
         values["policy_dry_run"],
         values["userid_claim"],
-        tuple(values[name] for name in ("userid_header", "groups_header", "auth_method_header")),
+        (
+            *(values[name] for name in ("userid_header", "groups_header", "auth_method_header")),
+            *values["upstream_headers"].names,
+        ),
         values["ca_bundle"],
     )
 

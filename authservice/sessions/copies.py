@@ -185,6 +185,9 @@ class _EncodedClaims(VerifiedClaims):
     def __len__(self) -> int:
         return len(self._decoded())
 
+    def whole(self) -> dict[str, Any]:
+        return self._decoded()
+
     def get(self, name: str, default: Any = None) -> Any:
         """Who asks for single ones asks at every check: from then on they are kept as objects."""
         try:

@@ -85,6 +85,11 @@ class Settings(Declared):
         """The host, with its port if one is named, under which browsers find us; else ``None``."""
         return outside(self.redirect_url, self.authservice_url_prefix)[1]
 
+    @property
+    def told_headers(self) -> tuple[str, ...]:
+        """The names of all headers that tell applications about an identity; empty ones are switched off."""
+        return (self.userid_header, self.groups_header, self.auth_method_header, *self.upstream_headers.names)
+
     def sealing_key_material(self) -> list[bytes]:
         """What the service's own keys are derived from, the one that seals first; the same on all
         replicas, never empty."""

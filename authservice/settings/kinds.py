@@ -18,6 +18,7 @@ from typing import Any
 
 from authservice.identity import Transformers
 from authservice.settings.secret import Secret
+from authservice.upstream import UpstreamHeaders
 from authservice.urls import HostRule, canonical_prefix, is_absolute
 
 
@@ -49,6 +50,13 @@ PATH = Kind(Path, "the path of a file")
 TRANSFORMERS = Kind(
     Transformers.parse,
     'a JSON list of objects {"matches": <RE2 expression>, "replaces": <replacement>}',
+)
+
+
+UPSTREAM_HEADERS = Kind(
+    UpstreamHeaders.parse,
+    'a JSON object {<header>: <claim, or dotted path to it>}, or the word `oauth2-proxy` (`X-Auth-Request-User`, '
+    "`-Email`, `-Preferred-Username`, `-Groups`)",
 )
 
 

@@ -17,6 +17,7 @@ from authservice.settings.derived import outside
 from authservice.settings.issuers import BearerIssuer
 from authservice.settings.kinds import can_match, split
 from authservice.settings.secret import Secret
+from authservice.upstream import UpstreamHeaders
 from authservice.urls import parse_authority
 
 Lines = Iterator[str]
@@ -49,22 +50,25 @@ _TAKEN = re.compile(
 
 
 def headers_differ(
-    userid_header: str, groups_header: str, auth_method_header: str, auth_header: str, id_token_header: str
+    userid_header: str, groups_header: str, auth_method_header: str, auth_header: str, id_token_header: str,
+    upstream_headers: UpstreamHeaders,
 ) -> Lines:
     """Applications may read ``_`` and ``-`` in a header's name as the same."""
     seen = {_folded(auth_header): "AUTH_HEADER"}
     seen.setdefault(_folded(id_token_header), "ID_TOKEN_HEADER")
-    told = {
-        "USERID_HEADER": userid_header,
-        "GROUPS_HEADER": groups_header,
-        "AUTH_METHOD_HEADER": auth_method_header,
-    }
-    for name, header in told.items():
+    told = [
+        ("USERID_HEADER", userid_header),
+        ("GROUPS_HEADER", groups_header),
+        ("AUTH_METHOD_HEADER", auth_method_header),
+        *(("UPSTREAM_HEADERS", header) for header in upstream_headers.names),
+    ]
+    for name, header in told:
         if not header:
             continue
-        if _TAKEN.fullmatch(_folded(header)):
+        elsewhere = name == "UPSTREAM_HEADERS" and _folded(header) == "authorization"
+        if _TAKEN.fullmatch(_folded(header)) or elsewhere:
             yield f"{name}: {header} already means something in HTTP. Takes a header of its own."
-        if _folded(header) in seen:
+        elif _folded(header) in seen:
             yield f"{name}: {header} is also {seen[_folded(header)]}. Takes a header of its own."
         seen.setdefault(_folded(header), name)
 

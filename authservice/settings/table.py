@@ -22,6 +22,7 @@ from authservice.settings.policies import WORKLOADS
 from authservice.settings.rows import Row, section
 from authservice.settings.secret import Secret
 from authservice.settings.table_sessions import OfSessions
+from authservice.upstream import UpstreamHeaders
 
 _SECTIONS = (
     "The OpenID provider", "Where AuthService is", "The gateway and its checks", "What the application is told",
@@ -219,6 +220,11 @@ class Declared(OfSessions):
     auth_method_header: str = _identity(
         kinds.HEADER_OR_OFF, "Auth-Method",
         "The header that tells how the credential came, `cookie` or `header`. Set to nothing: not sent.",
+    )
+    upstream_headers: UpstreamHeaders = _identity(
+        kinds.UPSTREAM_HEADERS, "",
+        "Further headers, each with the value of a claim; a client's own never pass. Gateways have to be told of them.",
+        otherwise="none", example='{"X-Auth-Name": "name", "X-Auth-Roles": "realm_access.roles"}',
     )
 
     # --- access ---
