@@ -23,8 +23,8 @@ from flask import Flask, Request, Response
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
-from authservice import authenticators, authorizers, doors, judge, logs, policies, site, startup, upkeep
-from authservice.authn.outputs import Outputs
+from authservice import authenticators, authorizers, completions, doors, judge, logs, policies, site, startup, upkeep
+from authservice.assertion.allows import AssertionHeader
 from authservice.bodies import KEPT_BODY, MOST_BODY
 from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
@@ -173,7 +173,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         settings.auth_method_header,
         settings.userid_prefix,
         settings.userid_transformers,
-        further=[settings.upstream_headers],
+        further=[settings.upstream_headers, AssertionHeader(settings.upstream_assertion_header)],
     )
     return_addresses = ReturnAddresses(
         settings.outside_scheme,
@@ -189,6 +189,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
     ruling = policies.build(settings, counts, shared)
     judges = authorizers.build(settings, ruling, trust, now)
     enforced = None if settings.policy_dry_run else ruling
+    completed = completions.build(settings, enforced, keyring, headers, now)
     pipeline = Pipeline(
         open_paths=PathPrefixes(settings.skip_prefixes),
         preflights_pass=settings.allow_cors_preflight,
@@ -200,7 +201,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         ready=provider.metadata,
         redirects=redirects(settings),
         return_addresses=return_addresses,
-        outputs=Outputs(enforced) if enforced else None,
+        outputs=completed.complete,
         admits_anonymous=judges.admits_anonymous,
         policies=partial(attrgetter("current"), ruling) if ruling else None,
     )
@@ -226,7 +227,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         settings,
         doors.Parts(
             flow, entrance, rounds, provider, client, sessions, directory, pipeline.authenticate, claim_rules, headers,
-            return_addresses, trust, secure, pages, now, counts,
+            return_addresses, trust, secure, pages, now, counts, completed.key_set,
         ),
     )
     readiness = Readiness(

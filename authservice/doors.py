@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from flask import Response
+from flask import Response, request
 
 from authservice.account import Account, AccountRules
 from authservice.browsers import Browsers
@@ -54,6 +54,7 @@ class Parts(NamedTuple):
     pages: Pages
     now: Callable[[], datetime]
     counts: Counts
+    key_set: Callable[[], bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +86,24 @@ def build(settings: Settings, parts: Parts) -> Doors:
             settings.frontchannel_logout_path: logout.front_channel,
             settings.session_path: account.session,
             settings.userinfo_path: account.userinfo,
+            **({settings.jwks_path: _published(parts.key_set, browsers)} if parts.key_set else {}),
         },
     )
+
+
+def _published(key_set: Callable[[], bytes], browsers: Browsers) -> Door:
+    """The keys of assertions, for whoever verifies them. A key is there long before it signs, so that the set may be
+    kept for some time."""
+
+    def door() -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return browsers.method_not_allowed("GET, HEAD")
+        answer = Response(key_set(), content_type="application/json")
+        answer.headers["Cache-Control"] = "public, max-age=600"
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        return answer
+
+    return door
 
 
 def _site(settings: Settings, parts: Parts, browsers: Browsers) -> Site:

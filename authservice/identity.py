@@ -397,10 +397,7 @@ class IdentityHeaders:
             return (), self.names
         headers = []
         if self._userid_header:
-            user_id = self._transformers.apply(identity.user_id)
-            if not user_id:
-                raise IdentityUnusable("the user id is empty after its transformers")
-            headers.append((self._userid_header, header_value(self._prefix + user_id)))
+            headers.append((self._userid_header, header_value(self.told_user_id(identity))))
         if self._groups_header:
             headers.append((self._groups_header, ",".join(map(group_value, filter(None, identity.groups)))))
         if self._auth_method_header:
@@ -412,6 +409,14 @@ class IdentityHeaders:
                 raise IdentityUnusable(f"{name} would have more than {MAX_HEADER} bytes", public=_TOO_MUCH)
         told = {name.lower() for name, _ in headers}
         return tuple(headers), (*(name for name in self._further_names if name not in told), *self._spellings)
+
+    def told_user_id(self, identity: Identity) -> str:
+        """The user id as the application knows it. Raises `IdentityUnusable` for one that the transformers
+        leave empty."""
+        user_id = self._transformers.apply(identity.user_id)
+        if not user_id:
+            raise IdentityUnusable("the user id is empty after its transformers")
+        return self._prefix + user_id
 
 
 def other_spellings(names: Iterable[str]) -> tuple[str, ...]:

@@ -39,6 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "same_origin": set(),
     "moments": set(),
     "terminal": set(),
+    "assertion": VALUES | {"assertion"},
+    "completions": EVERYTHING,
     "pipeline": VALUES | {"authn", "authz"},
     "gateways": VALUES,
     "links": set(),
@@ -104,7 +106,7 @@ DOORS: dict[str, set[str]] = {
     "httptools": {"incoming"},
     "uvloop": {"worker"},
     "a2wsgi": {"pool"},
-    "cryptography": {"sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
+    "cryptography": {"assertion.keys", "sessions.seal", "oidc.tokens", "oidc.keys", "oidc.client"},
 }
 
 OUTERMOST = {"fastlane", "policy.current", "sessions.tracking", "sessions.tracking_masters"}

@@ -330,6 +330,8 @@ TAKEN: list[tuple[str, str, Any]] = [
     ("AUTH_HEADER", "", ""),
     ("UPSTREAM_HEADERS", "", UpstreamHeaders()),
     ("UPSTREAM_HEADERS", '{"X-Name": "name"}', UpstreamHeaders((UpstreamHeader("X-Name", "name"),))),
+    ("UPSTREAM_ASSERTION_HEADER", "", ""),
+    ("UPSTREAM_ASSERTION_AUDIENCE", "https://apps.example", "https://apps.example"),
     ("USERID_HEADER", "X-Auth-User", "X-Auth-User"),
     ("USERID_PREFIX", "", ""),
     ("USERID_PREFIX", "accounts.google.com:", "accounts.google.com:"),
@@ -473,6 +475,8 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "AUTH_METHOD_HEADER": ("a/b",),
     "AUTH_HEADER": ("a b",),
     "ID_TOKEN_HEADER": ("(x)",),
+    "UPSTREAM_ASSERTION_HEADER": ("a b", "a:b"),
+    "UPSTREAM_ASSERTION_AUDIENCE": ("a\nb", "ü"),
     "USERID_PREFIX": ("a\nb", "ü", "\x7f"),
     "UPSTREAM_HEADERS": ("oauth2", "[]", '{"a b": "c"}', '{"X-A": ""}', '{"X-A": "b", "x_a": "c"}'),
     "USERID_TRANSFORMERS": (

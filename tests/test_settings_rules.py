@@ -30,6 +30,12 @@ from tests.test_settings import (
     warnings,
 )
 
+ASSERTION = {
+    "UPSTREAM_ASSERTION_HEADER": "X-Auth-Assertion",
+    "SECRET_KEYS": "a-key-of-our-own-that-nobody-knows",
+    "REDIRECT_URL": "https://h.example/cb",
+}
+
 # --- keys ------------------------------------------------------------------------------------
 
 
@@ -113,6 +119,17 @@ def test_private_key_jwt_needs_a_private_key() -> None:
             "UPSTREAM_HEADERS",
         ),
         ({"UPSTREAM_HEADERS": "oauth2-proxy", "USERID_HEADER": "X-Auth-Request-User"}, "UPSTREAM_HEADERS"),
+        ({**ASSERTION, "UPSTREAM_ASSERTION_HEADER": "Kubeflow_UserID"}, "UPSTREAM_ASSERTION_HEADER"),
+        ({**ASSERTION, "UPSTREAM_ASSERTION_HEADER": "X-Forwarded-Proto"}, "UPSTREAM_ASSERTION_HEADER"),
+        (
+            {**ASSERTION, "UPSTREAM_ASSERTION_HEADER": "authorization", "AUTH_HEADER": "a", "ID_TOKEN_HEADER": ""},
+            "UPSTREAM_ASSERTION_HEADER",
+        ),
+        ({**ASSERTION, "UPSTREAM_HEADERS": '{"x_auth_assertion": "sub"}'}, "UPSTREAM_ASSERTION_HEADER"),
+        ({**ASSERTION, "SECRET_KEYS": ""}, "UPSTREAM_ASSERTION_HEADER"),
+        ({**ASSERTION, "REDIRECT_URL": "/cb"}, "UPSTREAM_ASSERTION_HEADER"),
+        ({**ASSERTION, "REDIRECT_URL": "https://h.example/authservice/jwks.json"}, "REDIRECT_URL"),
+        ({**ASSERTION, "VERIFY_AUTH_URL": "/authservice/jwks.json"}, "VERIFY_AUTH_URL"),
         ({"GROUPS_HEADER": "set-cookie"}, "GROUPS_HEADER"),
         ({"USERID_HEADER": "x-envoy-auth-headers-to-remove"}, "USERID_HEADER"),
         ({"USERID_HEADER": "X-Forwarded-Host"}, "USERID_HEADER"),
@@ -212,6 +229,10 @@ def test_settings_that_contradict_each_other(environ: dict[str, str], name: str)
         {"SESSION_SAME_SITE": "None", "SESSION_COOKIE_SECURE": "true"},
         {"SESSION_COOKIE_DOMAIN": "example.com", "REDIRECT_URL": "https://app.example.com:8443/cb"},
         {"GROUPS_HEADER": "", "AUTH_METHOD_HEADER": ""},
+        ASSERTION,
+        {**ASSERTION, "REDIRECT_URL": "/cb", "AUTHSERVICE_URL_PREFIX": "https://h.example/authservice/"},
+        {**ASSERTION, "UPSTREAM_ASSERTION_AUDIENCE": "https://apps.example"},
+        {"REDIRECT_URL": "/authservice/jwks.json"},
         {"UPSTREAM_HEADERS": "oauth2-proxy"},
         {"UPSTREAM_HEADERS": '{"X-Forwarded-User": "sub", "X-Forwarded-Preferred-Username": "preferred_username"}'},
         {"REDIRECT_URL": "/login/oidc"},
@@ -306,6 +327,10 @@ def test_several_redis_addresses(address: str, wanted: tuple[str, str, str, int]
         (
             {"WEB_SERVER_THEMES_URL": "X"},
             "WEB_SERVER_THEMES_URL: not read any more. Today's setting is THEMES_URL.",
+        ),
+        (
+            {"UPSTREAM_ASSERTION_AUDIENCE": "apps"},
+            "UPSTREAM_ASSERTION_AUDIENCE: has no effect without UPSTREAM_ASSERTION_HEADER.",
         ),
         ({"SESSION_STORE_REDIS_MASTER": "m"}, "SESSION_STORE_REDIS_MASTER: has no effect without SESSION_STORE_REDIS_MODE"),
         ({"SESSION_STORE_REDIS_CA_BUNDLE": "/ca"}, "SESSION_STORE_REDIS_CA_BUNDLE: has no effect without a rediss://"),

@@ -24,8 +24,9 @@ from authservice.settings.read import some
 NAMES = (
     "POLICY_PATH", "POLICY_WORKLOADS", "POLICY_ROOT_NAMESPACE", "POLICY_PEER_HEADER", "POLICY_ALLOWS_ANONYMOUS",
     "POLICY_DRY_RUN", "USERID_CLAIM", "USERID_HEADER", "GROUPS_HEADER", "AUTH_METHOD_HEADER",
-    "UPSTREAM_HEADERS", "CA_BUNDLE",
+    "UPSTREAM_HEADERS", "UPSTREAM_ASSERTION_HEADER", "CA_BUNDLE",
 )  # fmt: skip
+_TOLD = ("userid_header", "groups_header", "auth_method_header", "upstream_assertion_header")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
         values["policy_dry_run"],
         values["userid_claim"],
         (
-            *(values[name] for name in ("userid_header", "groups_header", "auth_method_header")),
+            *(values[name] for name in _TOLD),
             *values["upstream_headers"].names,
         ),
         values["ca_bundle"],

@@ -70,6 +70,11 @@ class _ServiceKey:
         key = HKDFExpand(SHA256(), 32, info=info).derive(self._root)
         return _to_text(hmac.digest(key, text, "sha256")[:_HASH])
 
+    def derive(self, purpose: bytes, length: int) -> bytes:
+        """Secret bytes for one purpose (HKDF, RFC 5869)."""
+        info = b"derive" + len(purpose).to_bytes(4, "big") + purpose
+        return HKDFExpand(SHA256(), length, info=info).derive(self._root)
+
 
 class Keyring:
     """Seals under the first secret, opens under each. A secret's strength is its caller's care.
@@ -96,6 +101,11 @@ class Keyring:
         key it leads neither to the text nor to the names of others."""
         name, told = purpose.encode(), text.encode(errors="surrogatepass")
         return tuple(key.hash(name, told) for key in self._keys)
+
+    def derive(self, purpose: str, length: int) -> tuple[bytes, ...]:
+        """So many secret bytes under each key, in their order: the same each time, and with them nobody finds
+        those of another purpose."""
+        return tuple(key.derive(purpose.encode(), length) for key in self._keys)
 
     def seal(self, purpose: str, plaintext: bytes) -> str:
         """The text form, at most `MAX_SEALED` characters; ValueError when it would be longer."""

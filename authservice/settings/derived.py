@@ -88,7 +88,18 @@ class Settings(Declared):
     @property
     def told_headers(self) -> tuple[str, ...]:
         """The names of all headers that tell applications about an identity; empty ones are switched off."""
-        return (self.userid_header, self.groups_header, self.auth_method_header, *self.upstream_headers.names)
+        own = (self.userid_header, self.groups_header, self.auth_method_header, self.upstream_assertion_header)
+        return (*own, *self.upstream_headers.names)
+
+    @property
+    def jwks_path(self) -> str:
+        """Where the keys of assertions are published."""
+        return join_path(self.prefix_path, "jwks.json")
+
+    @property
+    def assertion_issuer(self) -> str:
+        """Who assertions are of: our origin and prefix."""
+        return f"{self.outside_scheme}://{self.outside_host}{self.prefix_path.rstrip('/')}"
 
     def sealing_key_material(self) -> list[bytes]:
         """What the service's own keys are derived from, the one that seals first; the same on all

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
-from authservice.settings import policies, redis_rules
+from authservice.settings import assertion, policies, redis_rules
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
 from authservice.settings.issuers import BearerIssuer
@@ -51,7 +51,7 @@ _TAKEN = re.compile(
 
 def headers_differ(
     userid_header: str, groups_header: str, auth_method_header: str, auth_header: str, id_token_header: str,
-    upstream_headers: UpstreamHeaders,
+    upstream_headers: UpstreamHeaders, upstream_assertion_header: str,
 ) -> Lines:
     """Applications may read ``_`` and ``-`` in a header's name as the same."""
     seen = {_folded(auth_header): "AUTH_HEADER"}
@@ -61,11 +61,12 @@ def headers_differ(
         ("GROUPS_HEADER", groups_header),
         ("AUTH_METHOD_HEADER", auth_method_header),
         *(("UPSTREAM_HEADERS", header) for header in upstream_headers.names),
+        ("UPSTREAM_ASSERTION_HEADER", upstream_assertion_header),
     ]
     for name, header in told:
         if not header:
             continue
-        elsewhere = name == "UPSTREAM_HEADERS" and _folded(header) == "authorization"
+        elsewhere = name.startswith("UPSTREAM_") and _folded(header) == "authorization"
         if _TAKEN.fullmatch(_folded(header)) or elsewhere:
             yield f"{name}: {header} already means something in HTTP. Takes a header of its own."
         elif _folded(header) in seen:
@@ -243,6 +244,7 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
     the_store_has_a_place,
     check_prefix_is_not_ours,
     further_issuers_are_others,
+    *assertion.PROBLEMS,
     *redis_rules.PROBLEMS,
 )
 
@@ -431,5 +433,6 @@ WARNINGS: tuple[Callable[..., Lines], ...] = (
     refreshed_for_ever,
     prefix_for_nobody,
     *policies.WARNINGS,
+    *assertion.WARNINGS,
     *redis_rules.WARNINGS,
 )

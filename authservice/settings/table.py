@@ -227,6 +227,17 @@ class Declared(OfSessions):
         otherwise="none", example='{"X-Auth-Name": "name", "X-Auth-Roles": "realm_access.roles"}',
     )
 
+    upstream_assertion_header: str = _identity(
+        kinds.HEADER_OR_OFF, "",
+        "The header with a signed assertion of who is calling, a JWT (ES256) of five minutes; its keys are at "
+        "`jwks.json` below the prefix. Gateways have to be told of it. Needs `SECRET_KEYS`.",
+        otherwise="not sent", example="X-Auth-Assertion",
+    )
+    upstream_assertion_audience: str = _identity(
+        kinds.HEADER_TEXT, "", "For whom assertions are (`aud`).", otherwise="the host that was asked",
+        example="https://apps.example.com",
+    )
+
     # --- access ---
     groups_allowlist: tuple[str, ...] = _access(
         kinds.LIST, "*",
