@@ -39,6 +39,12 @@ VERDICTS_ONLY = Style(allow_status=204, redirects=False)
 """nginx and the original's verify endpoint: 204, 401 or 403; a redirect would be an error."""
 
 
+TELL_THE_ORIGINAL = frozenset(
+    ("x-forwarded-method", "x-forwarded-uri", "x-original-method", "x-original-uri", "x-original-url")
+)
+"""What the gateways besides Envoy tell the original request in, and Envoy's family never sends."""
+
+
 class Trust:
     """Which peers are believed about the outside, and what is known of it from the settings.
 
@@ -237,6 +243,7 @@ class Gateways:
         forwarding = [name for name in ("traefik", "caddy") if name in chosen]
         self._forward_auth = ForwardAuthDialect("+".join(forwarding), trust) if forwarding else None
         self._below_verify = own.verify + "/"
+        self._own_prefix = own.forward_auth.rpartition("/")[0] + "/"
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout"}
 
     def door(self, parts: RequestParts) -> str | None:
@@ -265,7 +272,15 @@ class Gateways:
             return self._verify
         if self._envoy is None:
             raise Misdirected("no dialect of GATEWAY asks on this path")
+        if path is not None and (path + "/").startswith(self._own_prefix) and self._asks_otherwise(path, parts):
+            raise Misdirected("this gateway does not ask as Envoy does, and GATEWAY does not name it")
         return self._envoy
+
+    def _asks_otherwise(self, path: str, parts: RequestParts) -> bool:
+        """Whether a check on one of our own paths, which are open, is really one about another path: by a
+        gateway whose dialect was not chosen, or on a misspelt endpoint. Taken for Envoy's it would let
+        everybody pass."""
+        return path == self._own.forward_auth or not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
 
 
 def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
