@@ -417,10 +417,10 @@ def test_image_and_unit_start_the_same_application() -> None:
 
 
 def read_documents() -> list[Path]:
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
-@pytest.mark.parametrize("document", read_documents(), ids=lambda path: path.name)
+@pytest.mark.parametrize("document", read_documents(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document: Path) -> None:
     text = re.sub(r"```.*?```", "", document.read_text(), flags=re.S)
     links = re.findall(r"\]\(([^)\s]+)\)", text)
