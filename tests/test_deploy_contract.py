@@ -12,12 +12,29 @@ from dataclasses import replace
 
 import pytest
 
-from tests.contract_table import BAD, FORBIDDEN, ROWS, Gets, Outcome, Row, Service
-from tests.contract_table import CHALLENGED, TO_THE_LOGIN, UNAVAILABLE
+from tests.contract_table import (
+    BAD,
+    CHALLENGED,
+    FORBIDDEN,
+    ROWS,
+    TO_THE_LOGIN,
+    UNAVAILABLE,
+    Gets,
+    Outcome,
+    Row,
+    Service,
+)
 from tests.e2e import stack as stacks
 from tests.e2e.conftest import SHARED
 from tests.e2e.tap import Tap
-from tests.e2e.test_contract import SLOW, SWITCHING, World, asked, assert_gets, assert_sees
+from tests.e2e.test_contract import (
+    SLOW,
+    SWITCHING,
+    World,
+    asked,
+    assert_gets,
+    assert_sees,
+)
 from tests.e2e.wire import Answer
 from tests.programs import require
 from tests.resulting_envoy import Places

@@ -299,7 +299,8 @@ def test_kubeflow_finds_its_headers_dex_and_the_callback_that_dex_knows() -> Non
     for file in ("CLIENT_SECRET_FILE", "SECRET_KEYS_FILE"):
         del environ[file]
     # The client secret of Kubeflow's own manifests is known to everybody.
-    settings = load({**environ, "CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok", "SECRET_KEYS": "k" * 32})
+    public = {"CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok"}
+    settings = load({**environ, **public, "SECRET_KEYS": "k" * 32})
     assert settings.warnings == ()
     assert (settings.userid_header, settings.groups_header) == ("kubeflow-userid", "kubeflow-groups")
     assert settings.redirect_url == "/oauth2/callback"

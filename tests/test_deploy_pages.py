@@ -37,7 +37,7 @@ def blocks(page: str, language: str) -> list[str]:
 def test_files_that_a_page_names_exist(page: str) -> None:
     named = set(re.findall(r"(?<![\w/.])deploy/[\w./-]*\w", text_of(page)))
     assert named or page == "kubernetes"
-    # A secret is put there by whoever follows the page; "deploy/authservice" is kubectl's way to name a Deployment.
+    # The one is put there by whoever follows the page, the other is kubectl's way to name a Deployment.
     made = {"deploy/docker/client-secret", "deploy/authservice"}
     assert [path for path in named - made if not (ROOT / path).exists()] == []
 
