@@ -341,6 +341,8 @@ class Gateways:
         """Whether a check on one of our own paths, which are open, is really one about another path: by a
         gateway whose dialect was not chosen, or on a misspelt endpoint. Taken for Envoy's it would let
         everybody pass."""
+        if path == f"{self._own_prefix}auth":
+            return True  # oauth2-proxy's, without OAUTH2_PROXY_COMPAT
         return path == self._own.forward_auth or not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
 
 

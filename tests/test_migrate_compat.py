@@ -26,7 +26,10 @@ def compat(make_browser: MakeBrowser) -> Browser:
 @pytest.fixture
 def logged_in(compat: Browser, provider: Any) -> Browser:
     provider.claims = {
-        **provider.claims, "email": "Ann@Example.com", "groups": ["staff", "ops"], "preferred_username": "ann"
+        **provider.claims,
+        "email": "Ann@Example.com",
+        "groups": ["staff", "ops"],
+        "preferred_username": "ann",
     }
     compat.log_in()
     return compat
@@ -42,6 +45,12 @@ def test_without_the_setting_none_of_it_is_there(browser: Browser) -> None:
     browser.log_in()
     assert browser.get("/oauth2/auth").status == 200  # the application's own path
     assert browser.get("/ping", port=Browser.SITE).status == 404
+
+
+def test_a_gateway_that_still_asks_without_the_setting_lets_nobody_pass(make_browser: MakeBrowser) -> None:
+    """Below our own prefix every path is open: there the question must not be taken for the path itself."""
+    browser = make_browser(AUTHSERVICE_URL_PREFIX="/oauth2/", REDIRECT_URL="/oauth2/callback")
+    assert auth(browser) == auth(browser, "?allowed_groups=a") == 403
 
 
 # --- auth -------------------------------------------------------------------------------------
@@ -62,30 +71,33 @@ def test_auth_says_202_with_the_identity_and_401_without_a_redirect(
         assert answer.header("kubeflow-userid") and answer.all("Set-Cookie") == []
 
 
-@pytest.mark.parametrize("query,status", [
-    ("", 202),
-    ("?allowed_groups=staff", 202),
-    ("?allowed_groups=other,ops", 202),
-    ("?allowed_groups=other&allowed_groups=ops", 202),
-    ("?allowed_groups=other", 403),
-    ("?allowed_groups=Staff", 403),
-    ("?allowed_emails=ann@example.com", 202),
-    ("?allowed_emails=bob@example.com", 403),
-    ("?allowed_email_domains=example.com", 202),
-    ("?allowed_email_domains=.com", 202),
-    ("?allowed_email_domains=*.com", 202),
-    ("?allowed_email_domains=ample.com", 403),
-    ("?allowed_email_domains=.example.com", 403),
-    ("?allowed_groups=staff&allowed_emails=bob@example.com", 403),
-    ("?allowed_groups=staff&allowed_email_domains=example.com", 202),
-    ("?allowed_groups=", 403),
-    ("?allowed_groups", 403),
-    ("?allowed_groups=,", 403),
-    ("?allowed_groups=%20,%20", 403),
-    ("?allowed_groups=staff&allowed_groups=", 403),
-    ("?allowed%5Fgroups=other", 403),
-    ("?x=1", 202),
-])
+@pytest.mark.parametrize(
+    "query,status",
+    [
+        ("", 202),
+        ("?allowed_groups=staff", 202),
+        ("?allowed_groups=other,ops", 202),
+        ("?allowed_groups=other&allowed_groups=ops", 202),
+        ("?allowed_groups=other", 403),
+        ("?allowed_groups=Staff", 403),
+        ("?allowed_emails=ann@example.com", 202),
+        ("?allowed_emails=bob@example.com", 403),
+        ("?allowed_email_domains=example.com", 202),
+        ("?allowed_email_domains=.com", 202),
+        ("?allowed_email_domains=*.com", 202),
+        ("?allowed_email_domains=ample.com", 403),
+        ("?allowed_email_domains=.example.com", 403),
+        ("?allowed_groups=staff&allowed_emails=bob@example.com", 403),
+        ("?allowed_groups=staff&allowed_email_domains=example.com", 202),
+        ("?allowed_groups=", 403),
+        ("?allowed_groups", 403),
+        ("?allowed_groups=,", 403),
+        ("?allowed_groups=%20,%20", 403),
+        ("?allowed_groups=staff&allowed_groups=", 403),
+        ("?allowed%5Fgroups=other", 403),
+        ("?x=1", 202),
+    ],
+)
 def test_auth_narrows_by_its_own_query(query: str, status: int, logged_in: Browser) -> None:
     assert auth(logged_in, query) == status
 
@@ -124,10 +136,14 @@ spec:
 
 
 @pytest.mark.parametrize("anonymous", ["true", "false"])
-def test_policies_need_the_original_request(anonymous: str, make_browser: MakeBrowser, tmp_path: Path) -> None:
+def test_policies_need_the_original_request(
+    anonymous: str, make_browser: MakeBrowser, tmp_path: Path
+) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY)
     browser = make_browser(
-        OAUTH2_PROXY_COMPAT="true", POLICY_PATH=str(tmp_path / "policy.yaml"), POLICY_ALLOWS_ANONYMOUS=anonymous
+        OAUTH2_PROXY_COMPAT="true",
+        POLICY_PATH=str(tmp_path / "policy.yaml"),
+        POLICY_ALLOWS_ANONYMOUS=anonymous,
     )
     told = {"X_Forwarded_Uri": "/open/1", "X_Forwarded_Method": "GET"}
     assert auth(browser, **told) == (202 if anonymous == "true" else 401)
@@ -153,7 +169,9 @@ def test_groups_count_before_what_is_demanded(make_browser: MakeBrowser, provide
 
 @pytest.mark.parametrize("port", PORTS)
 @pytest.mark.parametrize("name", ["start", "sign_in"])
-def test_a_login_begins_and_comes_back_to_where_it_was_asked_to(name: str, port: int, compat: Browser) -> None:
+def test_a_login_begins_and_comes_back_to_where_it_was_asked_to(
+    name: str, port: int, compat: Browser
+) -> None:
     sent = compat.send("GET", f"/oauth2/{name}?rd={quote('/page?x=1', safe='')}", port=port, **PAGE)
     assert sent.status == 302
     done = compat.get(compat.at_provider(sent))
@@ -165,7 +183,9 @@ def test_nginx_tells_the_page_in_a_header(compat: Browser) -> None:
     assert path_of(compat.get(compat.at_provider(sent)).header("Location")) == "/page?x=1"
 
 
-@pytest.mark.parametrize("address", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:x"])
+@pytest.mark.parametrize(
+    "address", ["https://evil.example/", "//evil.example/", "/\\evil.example", "javascript:x"]
+)
 @pytest.mark.parametrize("by_header", [True, False])
 def test_no_login_leads_elsewhere(address: str, by_header: bool, compat: Browser) -> None:
     if by_header:
@@ -188,7 +208,9 @@ def test_sign_in_ends_no_session(logged_in: Browser) -> None:
 # --- sign_out ---------------------------------------------------------------------------------
 
 
-def sign_out(browser: Browser, rd: str = "", method: str = "GET", port: int = Browser.SITE, **headers: str) -> Any:
+def sign_out(
+    browser: Browser, rd: str = "", method: str = "GET", port: int = Browser.SITE, **headers: str
+) -> Any:
     query = f"?rd={quote(rd, safe='')}" if rd else ""
     return browser.send(method, f"/oauth2/sign_out{query}", port=port, **{**PAGE, **headers})
 
@@ -200,13 +222,16 @@ def test_sign_out_ends_the_session_when_a_page_of_this_origin_asks(port: int, lo
     assert auth(logged_in) == 401
 
 
-@pytest.mark.parametrize("headers", [
-    {"Sec_Fetch_Site": "cross-site"},
-    {"Sec_Fetch_Site": "same-site"},
-    {"Sec_Fetch_Site": "none"},
-    {},
-    {"Sec_Fetch_Site": "same-origin", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"},
-])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {"Sec_Fetch_Site": "none"},
+        {},
+        {"Sec_Fetch_Site": "same-origin", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"},
+    ],
+)
 def test_without_proof_people_are_asked_first(headers: dict[str, str], logged_in: Browser) -> None:
     answer = sign_out(logged_in, **headers)
     assert answer.status == 302 and path_of(answer.header("Location")) == "/authservice/site/session"
@@ -250,13 +275,22 @@ def test_where_the_provider_has_a_logout_it_comes_first(logged_in: Browser, prov
 def test_userinfo_has_oauth2_proxys_names(port: int, compat: Browser, provider: Any) -> None:
     assert compat.get("/oauth2/userinfo", port=port).status == 401
     provider.claims = {
-        **provider.claims, "email": "ann@example.com", "groups": ["staff"], "preferred_username": "ann"
+        **provider.claims,
+        "email": "ann@example.com",
+        "groups": ["staff"],
+        "preferred_username": "ann",
     }
     compat.log_in()
     told = compat.get("/oauth2/userinfo", port=port).json
-    assert told.items() >= {
-        "user": provider.claims["sub"], "email": "ann@example.com", "groups": ["staff"], "preferredUsername": "ann"
-    }.items()
+    assert (
+        told.items()
+        >= {
+            "user": provider.claims["sub"],
+            "email": "ann@example.com",
+            "groups": ["staff"],
+            "preferredUsername": "ann",
+        }.items()
+    )
 
 
 def test_probes_are_on_the_site_port(compat: Browser, provider: Any) -> None:
@@ -269,14 +303,21 @@ def test_probes_are_on_the_site_port(compat: Browser, provider: Any) -> None:
 # --- settings ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name,address", [
-    ("REDIRECT_URL", "/oauth2/auth"), ("REDIRECT_URL", "/authservice/sign_out"), ("VERIFY_AUTH_URL", "/oauth2/auth"),
-    ("REDIRECT_URL", "/ping"),
-])
+@pytest.mark.parametrize(
+    "name,address",
+    [
+        ("REDIRECT_URL", "/oauth2/auth"),
+        ("REDIRECT_URL", "/authservice/sign_out"),
+        ("VERIFY_AUTH_URL", "/oauth2/auth"),
+        ("REDIRECT_URL", "/ping"),
+    ],
+)
 def test_no_other_address_may_be_there(name: str, address: str, environ: dict[str, str]) -> None:
     taken = {**environ, name: address}
     assert not examine(taken).problems
-    assert [line for line in examine({**taken, "OAUTH2_PROXY_COMPAT": "true"}).problems if line.startswith(name)]
+    assert [
+        line for line in examine({**taken, "OAUTH2_PROXY_COMPAT": "true"}).problems if line.startswith(name)
+    ]
 
 
 def test_oauth2_proxys_own_prefix_and_callback(make_browser: MakeBrowser) -> None:
