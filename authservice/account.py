@@ -165,6 +165,10 @@ class Account:
     def userinfo(self) -> Response:
         """Whom the credentials prove, by every way that a check knows; nobody is asked whether they
         may. No other origin can read it: it has no CORS headers."""
+        return self.tell(described)
+
+    def tell(self, words: Callable[[Identity], Mapping[str, object]]) -> Response:
+        """The same in these words."""
         if request.method not in ("GET", "HEAD"):
             return self._browsers.method_not_allowed("GET, HEAD")
         try:
@@ -172,7 +176,7 @@ class Account:
         except AuthServiceError as error:
             answer = _refusal(error)
         else:
-            answer = flask.jsonify(_described(identity)) if identity else self._told_to_log_in()
+            answer = flask.jsonify(words(identity)) if identity else self._told_to_log_in()
         answer.headers.update([NO_STORE, ("X-Content-Type-Options", "nosniff")])
         answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         answer.vary.update(("Cookie", "Authorization"))
@@ -195,7 +199,7 @@ class Account:
         )
 
 
-def _described(identity: Identity) -> Mapping[str, object]:
+def described(identity: Identity) -> Mapping[str, object]:
     """``user`` and ``groups`` as the application gets them before transformers, prefix and escapes;
     of the standard claims (OpenID Connect Core 1.0 §5.1) those that a page shows, where they are."""
     claims = identity.claims

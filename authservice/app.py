@@ -211,9 +211,14 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         settings.logout_path,
         settings.verify_path,
         settings.forward_auth_path,
+        doors.further_paths(settings),
+        frozenset(settings.compat_paths("auth")),
     )
     judging = judge.Judge(
-        Gateways(settings.gateway, trust, own, settings.check_path_prefix),
+        Gateways(
+            settings.gateway, trust, own, settings.check_path_prefix,
+            auth_needs_original=bool(settings.policy_path or settings.external_authz_url),
+        ),
         pipeline,
         entrance,
         pages,
@@ -223,16 +228,16 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         counts=counts,
         log_allowed=settings.log_allowed,
     )
+    readiness = Readiness(
+        {"provider": provider.ensure_known, "store": store.ping, **keepers.probes},
+        {"policies": lambda: ruling.problem} if ruling else {},
+    )
     opened = doors.build(
         settings,
         doors.Parts(
             flow, entrance, rounds, provider, client, sessions, directory, pipeline.authenticate, claim_rules, headers,
-            return_addresses, trust, secure, pages, now, counts, completed.key_set,
+            return_addresses, trust, secure, pages, now, counts, judging.answer, readiness, completed.key_set,
         ),
-    )
-    readiness = Readiness(
-        {"provider": provider.ensure_known, "store": store.ping, **keepers.probes},
-        {"policies": lambda: ruling.problem} if ruling else {},
     )
     return Service(
         judging, opened, pages, readiness, provider, store, Sweeper(store), sessions, directory, cookie_rules,

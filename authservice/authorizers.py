@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from authservice.authz import Authorizer, Granted, external
+from authservice.authz.demands import DemandsAuthorizer
 from authservice.authz.groups import GroupsAuthorizer
 from authservice.authz.policy import PolicyAuthorizer
 from authservice.check import CheckRequest
@@ -31,11 +32,17 @@ def build(settings: Settings, policies: Policies | None, trust: Trust, now: Call
     """The authorizers in their order."""
     groups = GroupsAuthorizer(settings.groups_allowlist)
     policy = None if policies is None else _policy(settings, policies, trust)
-    asked: tuple[Authorizer | None, ...] = (groups, policy, _external(settings, now))
+    demands = DemandsAuthorizer() if settings.oauth2_proxy_compat else None
+    asked: tuple[Authorizer | None, ...] = (groups, demands, policy, _external(settings, now))
     return Authorizers(
         [one for one in asked if one is not None],
-        policy.admits_anonymous if policy is not None and settings.policy_allows_anonymous else None,
+        _unless_demanded(policy) if policy is not None and settings.policy_allows_anonymous else None,
     )
+
+
+def _unless_demanded(policy: PolicyAuthorizer) -> Callable[[CheckRequest], Granted | None]:
+    """A check that demands something of a person is not for nobody in particular."""
+    return lambda check: None if check.demands else policy.admits_anonymous(check)
 
 
 def _policy(settings: Settings, policies: Policies, trust: Trust) -> PolicyAuthorizer:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 import msgspec
 
@@ -61,7 +62,8 @@ class CheckRequest(msgspec.Struct, frozen=True):
     with its port when one was sent; empty when unknown. ``client`` is the client's address as
     far as trusted proxies tell it, for logs only. ``forwarded`` says that the check came from a
     trusted proxy, whose ``X-Forwarded-*`` headers are believed; ``doubtful`` that the target might be
-    two, a gateway's and one that a client sent.
+    two, a gateway's and one that a client sent. ``demands`` is the
+    query of the check itself, in the one dialect in which it may narrow who passes.
     """
 
     method: str
@@ -74,6 +76,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     dialect: str
     forwarded: bool = False
     doubtful: bool = False
+    demands: str = ""
 
     def header(self, name: str) -> str:
         """The value of a header by its lower-case name; empty when it was not sent."""
@@ -87,6 +90,15 @@ class CheckRequest(msgspec.Struct, frozen=True):
 
 def _folded(name: str) -> str:
     return name.lower().replace("_", "-")
+
+
+DEMANDS = ("allowed_groups", "allowed_emails", "allowed_email_domains")
+"""The parameters with which `CheckRequest.demands` narrows who passes."""
+
+
+def names_a_demand(query: str) -> bool:
+    """Whether a query has a parameter that would count as a demand."""
+    return any(name in DEMANDS for name, _ in parse_qsl(query, keep_blank_values=True))
 
 
 class Remark(NamedTuple):

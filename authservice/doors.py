@@ -15,7 +15,8 @@ from flask import Response, request
 
 from authservice.account import Account, AccountRules
 from authservice.browsers import Browsers
-from authservice.check import CheckRequest, Reach
+from authservice.check import CheckRequest, Reach, Reply, RequestParts
+from authservice.compat import Compat
 from authservice.entrance import Entrance, Rounds
 from authservice.gateways import Trust
 from authservice.identity import ClaimRules, Identity, IdentityHeaders
@@ -24,11 +25,12 @@ from authservice.oidc.client import Client
 from authservice.oidc.login import LoginFlow
 from authservice.oidc.logout import BackChannel
 from authservice.oidc.provider import Provider
-from authservice.ops import Counts
+from authservice.ops import Counts, Readiness
 from authservice.pages import Pages
 from authservice.sessions.directory import Directory
 from authservice.sessions.live import Sessions
 from authservice.settings import Settings
+from authservice.settings.compat import ENDPOINTS
 from authservice.site import Site, SiteRules
 from authservice.urls import ReturnAddresses
 
@@ -54,7 +56,9 @@ class Parts(NamedTuple):
     pages: Pages
     now: Callable[[], datetime]
     counts: Counts
-    key_set: Callable[[], bytes] | None = None
+    answer: Callable[[RequestParts], Reply]
+    readiness: Readiness
+    key_set: Callable[[], bytes] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,10 @@ def build(settings: Settings, parts: Parts) -> Doors:
     site = _site(settings, parts, browsers)
     logout = _logout(settings, parts, browsers)
     account = _account(settings, parts, browsers, logout.logout)
+    compat = _compat(settings, parts, browsers, site, logout, account)
     return Doors(
         browsers,
-        {"callback": site.callback, "login": site.login, "logout": logout.logout},
+        {"callback": site.callback, "login": site.login, "logout": logout.logout, **compat.doors()},
         {
             settings.callback_path: site.callback,
             settings.login_path: site.login,
@@ -87,6 +92,8 @@ def build(settings: Settings, parts: Parts) -> Doors:
             settings.session_path: account.session,
             settings.userinfo_path: account.userinfo,
             **({settings.jwks_path: _published(parts.key_set, browsers)} if parts.key_set else {}),
+            **{path: door for name, door in compat.doors().items() for path in settings.compat_paths(name)},
+            **({"/ping": compat.ping, "/ready": compat.ready} if settings.oauth2_proxy_compat else {}),
         },
     )
 
@@ -106,6 +113,28 @@ def _published(key_set: Callable[[], bytes], browsers: Browsers) -> Door:
     return door
 
 
+def further_paths(settings: Settings) -> dict[str, str]:
+    """The paths of doors on the judge port besides the service's own."""
+    return {path: name for name in ENDPOINTS if name != "auth" for path in settings.compat_paths(name)}
+
+
+def _compat(
+    settings: Settings, parts: Parts, browsers: Browsers, site: Site, logout: Logout, account: Account
+) -> Compat:
+    return Compat(
+        answer=parts.answer,
+        log_in=site.login,
+        logout=logout,
+        account=account,
+        browsers=browsers,
+        after=ReturnAddresses(
+            settings.outside_scheme, settings.outside_host, settings.allowed_redirect_hosts, default=""
+        ),
+        readiness=parts.readiness,
+        session_path=settings.session_path,
+    )
+
+
 def _site(settings: Settings, parts: Parts, browsers: Browsers) -> Site:
     return Site(
         flow=parts.flow,
@@ -123,6 +152,7 @@ def _site(settings: Settings, parts: Parts, browsers: Browsers) -> Site:
             origin_header_tells="nginx" in settings.gateway,
             same_site_strict=settings.session_same_site == "Strict",
             session_max_age=settings.session_max_age,
+            redirect_header="x-auth-request-redirect" if settings.oauth2_proxy_compat else "",
         ),
         now=parts.now,
         counts=parts.counts,

@@ -9,12 +9,12 @@ found here too, because only the dialect knows which path a gateway really asked
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
-from authservice.check import CheckRequest, RequestParts
+from authservice.check import CheckRequest, RequestParts, names_a_demand
 from authservice.errors import Misdirected
 from authservice.urls import canonical_path
 
@@ -37,6 +37,16 @@ PASSES_ANSWERS_ON = Style(allow_status=200, redirects=True)
 
 VERDICTS_ONLY = Style(allow_status=204, redirects=False)
 """nginx and the original's verify endpoint: 204, 401 or 403; a redirect would be an error."""
+
+
+TELL_THE_ORIGINAL = frozenset(
+    ("x-forwarded-method", "x-forwarded-uri", "x-original-method", "x-original-uri", "x-original-url")
+)
+"""What the gateways besides Envoy tell the original request in, and Envoy's family never sends."""
+
+
+ACCEPTED = Style(allow_status=202, redirects=False)
+"""oauth2-proxy's ``auth``: 202, 401 or 403."""
 
 
 class Trust:
@@ -211,7 +221,49 @@ class ForwardAuthDialect:
         )
 
 
-Dialect = EnvoyDialect | VerifyDialect | ForwardAuthDialect
+class AuthRequestDialect:
+    """oauth2-proxy's ``auth``: is this person logged in, and does the check's own query let them pass?
+
+    No path is open here, whatever headers say: many a configuration made for oauth2-proxy sends no header that
+    tells the original path, and then a client's own would. Where rules look at path or method
+    (``needs_original``), both must be told, as nginx tells them.
+    """
+
+    name = "oauth2-proxy"
+    style = ACCEPTED
+
+    def __init__(self, trust: Trust, *, needs_original: bool) -> None:
+        self._trust = trust
+        self._needs_original = needs_original
+
+    def read(self, parts: RequestParts) -> CheckRequest:
+        headers, method = parts.headers, parts.method
+        demands = (parts.target or "").partition("?")[2]
+        if self._needs_original:
+            _require_trusted(self._trust, parts)
+            target, told_scheme, told_host = original_uri(headers)
+            method = _method(headers, "x-original-method", "x-forwarded-method")
+        else:
+            target, told_scheme, told_host = _told_for_the_way_back(headers)
+        if demands and names_a_demand(target.partition("?")[2]):
+            # Some gateways put the client's query behind their own.
+            raise Misdirected("the original query names what the check demands")
+        return CheckRequest(
+            method=method,
+            scheme=self._trust.scheme(parts) or told_scheme,
+            host=(told_host or headers.get("host", "")).lower(),
+            target=target,
+            path=None,
+            headers=headers,
+            client=self._trust.client(parts),
+            dialect=self.name,
+            forwarded=self._trust.trusts(parts.peer),
+            doubtful=_might_be_two(target),
+            demands=demands,
+        )
+
+
+Dialect = EnvoyDialect | VerifyDialect | ForwardAuthDialect | AuthRequestDialect
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,12 +275,24 @@ class OwnPaths:
     logout: str
     verify: str
     forward_auth: str
+    further: Mapping[str, str] = field(default_factory=dict)
+    """More doors, by their paths."""
+    auth: frozenset[str] = frozenset()
+    """oauth2-proxy's endpoint for checks, under all its paths."""
 
 
 class Gateways:
     """The dialects that ``GATEWAY`` chose, and the way from a request to the one that reads it."""
 
-    def __init__(self, chosen: Sequence[str], trust: Trust, own: OwnPaths, check_prefix: str = "") -> None:
+    def __init__(
+        self,
+        chosen: Sequence[str],
+        trust: Trust,
+        own: OwnPaths,
+        check_prefix: str = "",
+        *,
+        auth_needs_original: bool = False,
+    ) -> None:
         self.trust = trust
         self._own = own
         self._envoy = EnvoyDialect(trust, check_prefix) if "envoy" in chosen else None
@@ -237,11 +301,13 @@ class Gateways:
         forwarding = [name for name in ("traefik", "caddy") if name in chosen]
         self._forward_auth = ForwardAuthDialect("+".join(forwarding), trust) if forwarding else None
         self._below_verify = own.verify + "/"
-        self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout"}
+        self._own_prefix = own.forward_auth.rpartition("/")[0] + "/"
+        self._auth = AuthRequestDialect(trust, needs_original=auth_needs_original)
+        self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout", **own.further}
 
     def door(self, parts: RequestParts) -> str | None:
-        """``"callback"``, ``"login"`` or ``"logout"`` when the request is for one of them, as sent or
-        behind the check prefix."""
+        """``"callback"``, ``"login"``, ``"logout"`` or one of `OwnPaths.further` when the request is for one of
+        them, as sent or behind the check prefix."""
         path = canonical_path(parts.target or "")
         door = self._doors.get(path) if path is not None else None
         if door is None and self._behind_prefix is not None:
@@ -261,11 +327,23 @@ class Gateways:
                 return self._verify
             if self._forward_auth is not None and path == self._own.forward_auth:
                 return self._forward_auth
+            if path in self._own.auth:
+                return self._auth
         elif _behind(parts.target or "", self._own.verify):
             return self._verify
         if self._envoy is None:
             raise Misdirected("no dialect of GATEWAY asks on this path")
+        if path is not None and (path + "/").startswith(self._own_prefix) and self._asks_otherwise(path, parts):
+            raise Misdirected("this gateway does not ask as Envoy does, and GATEWAY does not name it")
         return self._envoy
+
+    def _asks_otherwise(self, path: str, parts: RequestParts) -> bool:
+        """Whether a check on one of our own paths, which are open, is really one about another path: by a
+        gateway whose dialect was not chosen, or on a misspelt endpoint. Taken for Envoy's it would let
+        everybody pass."""
+        if path == f"{self._own_prefix}auth":
+            return True  # oauth2-proxy's, without OAUTH2_PROXY_COMPAT
+        return path == self._own.forward_auth or not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
 
 
 def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
@@ -289,6 +367,14 @@ def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
         target = value.partition("://")[2][len(address.netloc):] or "/"
         return _target(target, name), address.scheme, address.netloc
     return _target(value, name), None, ""
+
+
+def _told_for_the_way_back(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
+    """What `original_uri` gives, where it can be had: only the page to come back to hangs on it."""
+    try:
+        return original_uri(headers)
+    except Misdirected:
+        return "/", None, ""
 
 
 def _require_trusted(trust: Trust, parts: RequestParts) -> None:

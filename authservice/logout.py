@@ -116,6 +116,10 @@ class Logout:
         """
         if request.method != "POST":
             return self._browsers.method_not_allowed("POST")
+        return self.end()
+
+    def end(self, then: str = "") -> Response:
+        """The same whatever the method, and with another address to lead on to where one is given."""
         bearer = self._bearer()
         try:
             ended = self._end_session(bearer)
@@ -130,8 +134,11 @@ class Logout:
         if not_revoked:
             log.warning(Event.NOT_REVOKED.value, extra={**request_log_fields(), "tokens": not_revoked})
         self._note(EndedBy.BROWSER if bearer is None else EndedBy.BEARER)
-        address = at_provider or self._rules.after_logout_url
-        answer = self._leave(address) if bearer is None and wants_page() else _told(address, not_revoked)
+        address = then or at_provider or self._rules.after_logout_url
+        if request.method == "GET":
+            answer = redirect(address)
+        else:
+            answer = self._leave(address) if bearer is None and wants_page() else _told(address, not_revoked)
         self._browsers.drop_cookie(answer, self._rounds.cookie_name)
         return answer
 

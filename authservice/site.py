@@ -52,6 +52,8 @@ class SiteRules:
     origin_header_tells: bool
     same_site_strict: bool
     session_max_age: timedelta
+    redirect_header: str = ""
+    """A further header that may tell the return address, by its name in lower case."""
 
 
 class Site:
@@ -225,6 +227,8 @@ class Site:
         asked = parse_qs(request.environ.get("QUERY_STRING", "")).get("rd", [])
         # Given twice, nobody can tell which was meant.
         candidate = asked[0] if len(asked) == 1 else ""
+        if not asked and self.rules.redirect_header:
+            candidate = headers.get(self.rules.redirect_header, "")
         return self._return_addresses.for_parameter(candidate, scheme, host)
 
 

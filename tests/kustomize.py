@@ -86,7 +86,7 @@ def _move(document: Document, namespace: str) -> None:
 def _name_images(document: Document, images: list[dict[str, str]]) -> None:
     for container in _containers(document):
         for image in images:
-            if container["image"] == image["name"]:
+            if container["image"].rpartition(":")[0] == image["name"] or container["image"] == image["name"]:
                 container["image"] = f"{image['newName']}:{image['newTag']}"
 
 

@@ -193,7 +193,8 @@ def _virtual_service_routes(found: Sequence[Json]) -> list[Json]:
             (way,) = told["route"]
             removed = told.get("headers", {}).get("request", {}).get("remove", [])
             for match in told.get("match", [{"uri": {"prefix": "/"}}]):
-                routes.append(_route(match["uri"], _cluster(way["destination"]["host"]), removed))
+                uri = {{"exact": "path"}.get(how, how): value for how, value in match["uri"].items()}
+                routes.append(_route(uri, _cluster(way["destination"]["host"]), removed))
     return routes
 
 
@@ -222,8 +223,9 @@ def _mapping_routes(found: Sequence[Json]) -> list[Json]:
     routes = []
     for mapping in _kinds(found, "Mapping"):
         spec = mapping["spec"]
+        how = "path" if spec.get("prefix_exact") else "prefix"
         route = _route(
-            {"prefix": spec["prefix"]}, _cluster(spec["service"]), spec.get("remove_request_headers", [])
+            {how: spec["prefix"]}, _cluster(spec["service"]), spec.get("remove_request_headers", [])
         )
         if spec.get("bypass_auth"):
             off = {"@type": f"{_TYPE}http.ext_authz.v3.ExtAuthzPerRoute", "disabled": True}

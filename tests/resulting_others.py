@@ -36,13 +36,18 @@ def nginx_server(places: Places) -> str:
     data = controller["data"]
     switch = {"true": "on", "false": "off"}
     return f"""
+map $http_upgrade $connection_upgrade {{ default upgrade; "" close; }}
 large_client_header_buffers {data["large-client-header-buffers"]};
 underscores_in_headers {switch[data["enable-underscores-in-headers"]]};
 ignore_invalid_headers {switch[data["ignore-invalid-headers"]]};
 server {{
   listen 127.0.0.1:{places.listen};
   server_name {places.host.partition(":")[0]};
-  location {site_path["path"]} {{
+  location = {site_path["path"]} {{
+    proxy_set_header Host $http_host;
+    proxy_pass http://127.0.0.1:{places.site};
+  }}
+  location {site_path["path"]}/ {{
     proxy_set_header Host $http_host;
     proxy_set_header X-Request-ID $request_id;
     proxy_set_header X-Real-IP $remote_addr;
@@ -90,8 +95,11 @@ server {{
     {headers}
     error_page 401 = @signin;
     proxy_set_header Host $http_host;
+    proxy_set_header Upgrade $http_upgrade;
+    proxy_set_header Connection $connection_upgrade;
     proxy_set_header X-Forwarded-For $remote_addr;
     proxy_set_header X-Forwarded-Proto $scheme;
+    proxy_http_version 1.1;
     proxy_pass http://127.0.0.1:{places.application};
   }}
 }}

@@ -273,7 +273,8 @@ def settings(overlay: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
         inside = tmp_path / mount["mountPath"].lstrip("/")
         inside.mkdir(parents=True)
         if mount["name"] == "secrets":
-            for name, value in {**SECRET["stringData"], "redis-password": "of-redis"}.items():
+            more = {"redis-password": "of-redis", "secret-keys": "k" * 32}
+            for name, value in {**SECRET["stringData"], **more}.items():
                 (inside / name).write_text(value)
         environ = {name: value.replace(mount["mountPath"], str(inside)) for name, value in environ.items()}
     with FakeCluster() as fake:
@@ -295,8 +296,12 @@ def test_the_settings_are_a_start_without_problems(overlay: str, settings: Setti
 
 def test_kubeflow_finds_its_headers_dex_and_the_callback_that_dex_knows() -> None:
     environ = dict(the("ConfigMap", OVERLAYS["kubeflow"])["data"])
-    del environ["CLIENT_SECRET_FILE"]
-    settings = load({**environ, "CLIENT_SECRET": "x" * 32})
+    for file in ("CLIENT_SECRET_FILE", "SECRET_KEYS_FILE"):
+        del environ[file]
+    # The client secret of Kubeflow's own manifests is known to everybody.
+    public = {"CLIENT_SECRET": "pUBnBOY80SnXgjibTYM9ZWNzY2xreNGQok"}
+    settings = load({**environ, **public, "SECRET_KEYS": "k" * 32})
+    assert settings.warnings == ()
     assert (settings.userid_header, settings.groups_header) == ("kubeflow-userid", "kubeflow-groups")
     assert settings.redirect_url == "/oauth2/callback"
     assert settings.skip_prefixes == ("/authservice", "/dex/")

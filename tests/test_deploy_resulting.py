@@ -91,7 +91,11 @@ def behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Everything behind the gateways, which take turns on one port."""
     for program in ("envoy", "nginx", "traefik"):
         require(program)
-    settings = {"GATEWAY": "envoy,nginx,traefik", "ALLOW_CORS_PREFLIGHT": "true"}
+    settings = {
+        "GATEWAY": "envoy,nginx,traefik",
+        "ALLOW_CORS_PREFLIGHT": "true",
+        "OAUTH2_PROXY_COMPAT": "true",
+    }
     made = stacks.prepare("envoy", tmp_path_factory.mktemp("resulting"), settings)
     try:
         made.provider.start()
@@ -226,6 +230,17 @@ def test_a_logout_ends_the_session(gated: Stack) -> None:
     proof = [("Accept", "text/html"), ("Origin", gated.url), ("Sec-Fetch-Site", "same-origin")]
     assert person.send(gated.url + "/authservice/logout", "POST", headers=proof).answer.status == 201
     assert person.send(gated.url + "/app").answer.status == 302
+
+
+def test_kubeflows_dashboard_logs_people_out_as_it_did_with_oauth2_proxy(behind: Stack) -> None:
+    with running(behind, "kubeflow", replace(places_of(behind), listen=free_port())) as stack:
+        person = stack.person()
+        person.connect = {stack.host: stack.port}
+        done = person.log_in(stack.url + "/")
+        assert done.answer.status == 200
+        link = dict(NAVIGATION) | {"Sec-Fetch-Site": "same-origin"}
+        person.send(stack.url + "/oauth2/sign_out", headers=link.items())
+        assert person.send(stack.url + "/app").answer.status == 302
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -229,8 +229,20 @@ class TestChoice:
             with pytest.raises(Misdirected):
                 only_nginx.dialect(parts(target))
         envoy = Gateways(["envoy"], NOBODY, OWN)
-        assert isinstance(envoy.dialect(parts(OWN.forward_auth)), EnvoyDialect)
         assert isinstance(envoy.dialect(parts("/authservice/verifyfoo")), EnvoyDialect)
+
+    @pytest.mark.parametrize("tells", ["x_forwarded_method", "x_forwarded_uri", "x_original_uri", "x_original_url"])
+    @pytest.mark.parametrize("target", ["/authservice/forward-auth", "/authservice/forwardauth?via=caddy", "/authservice"])
+    def test_our_own_open_paths_are_no_answer_to_a_gateway_whose_dialect_was_not_chosen(
+        self, target: str, tells: str
+    ) -> None:
+        for envoy in (Gateways(["envoy"], NOBODY, OWN), Gateways(["envoy", "nginx"], LOCAL, OWN)):
+            with pytest.raises(Misdirected):
+                envoy.dialect(parts(target, **{tells: "/secret"}))
+            with pytest.raises(Misdirected):
+                envoy.dialect(parts(OWN.forward_auth))
+            assert isinstance(envoy.dialect(parts("/authservice/site/homepage")), EnvoyDialect)
+            assert isinstance(envoy.dialect(parts("/authservices", **{tells: "/x"})), EnvoyDialect)
 
     def test_several_dialects_live_side_by_side(self) -> None:
         both = Gateways(["envoy", "traefik", "caddy"], NOBODY, OWN)

@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "site": MEANS | {
         "navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "browsers", "scrape",
     },
+    "compat": VALUES | {"account", "browsers", "entrance", "judge", "logout", "ops"},
     "account": MEANS | {"browsers", "entrance", "gateways", "judge", "links", "pages", "sessions"},
     "startup": VALUES | {"settings", "pages", "policies", "policy", "sessions", "outbound", "oidc", "kubernetes"},
     "policies": EVERYTHING,
@@ -84,7 +85,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 DOORS: dict[str, set[str]] = {
-    "flask": {"account", "app", "browsers", "doors", "judge", "logout", "site", "sessions.interface"},
+    "flask": {"account", "app", "browsers", "compat", "doors", "judge", "logout", "site", "sessions.interface"},
     "flask_session": {"sessions.interface"},
     "jinja2": {"pages"},
     "redis": {"sessions.redis_access", "sessions.redis_servers", "sessions.redis_finders", "sessions.tracking"},

@@ -173,6 +173,7 @@ def test_kubeflows_configuration_becomes_settings_with_which_a_start_succeeds() 
             "SESSION_COOKIE_SECURE",
             "IDTOKEN_AUTHN_ENABLED",
             "SERVER_PORT",
+            "OAUTH2_PROXY_COMPAT",
         )
     } == {
         "OIDC_PROVIDER": "http://dex.auth.svc.cluster.local:5556/dex",
@@ -190,6 +191,7 @@ def test_kubeflows_configuration_becomes_settings_with_which_a_start_succeeds() 
         "SESSION_COOKIE_SECURE": "false",
         "IDTOKEN_AUTHN_ENABLED": "true",
         "SERVER_PORT": "4180",
+        "OAUTH2_PROXY_COMPAT": "true",
     }
     assert not plan.policy and not plan.closed
     assert {"ssl_insecure_skip_verify", "custom_sign_in_logo"} <= lost(plan)
@@ -512,6 +514,7 @@ def test_documents_name_settings_and_files_that_exist(document: Path) -> None:
 
 def test_the_table_of_options_names_options_only() -> None:
     text = (ROOT / "docs" / "migrate" / "oauth2-proxy.md").read_text("utf-8")
+    text = text.partition("## What the options become")[2].partition("\n## ")[0]
     table = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     named = {name for cell in table for name in re.findall(r"`([a-z_0-9]+)`", cell) if not name.endswith("_")}
     found = Options()

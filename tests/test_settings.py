@@ -469,6 +469,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "SKIP_AUTH_URLS": ("/", "/a,/", "//", "/a/../b", "/a%2Fb", "/a;b", "/a\\b"),
     "UNAUTHENTICATED_RESPONSE": ("", "302", "Auto", "403"),
     "ALLOW_CORS_PREFLIGHT": ("", "maybe"),
+    "OAUTH2_PROXY_COMPAT": ("", "maybe"),
     "USERID_CLAIM": ("",),
     "USERID_HEADER": ("a b", "a:b", "kubeflow-userid ", "ä", "a\r\nb"),
     "GROUPS_HEADER": ("a,b",),

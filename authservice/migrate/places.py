@@ -24,6 +24,7 @@ def addresses(options: Options, plan: Plan) -> None:
     """Our own paths, and where a login may lead back to."""
     prefix = "/" + options.text("proxy_prefix", "/oauth2").strip("/")
     plan.set("AUTHSERVICE_URL_PREFIX", f"{prefix}/", "proxy_prefix")
+    plan.set("OAUTH2_PROXY_COMPAT", "true", "proxy_prefix")
     callback = options.text("redirect_url")
     options.flag("relative_redirect_url")
     if callback and urlsplit(callback).path in ("", "/"):

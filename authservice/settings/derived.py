@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from authservice.settings import compat
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.table import Declared
 
@@ -69,6 +70,12 @@ class Settings(Declared):
     @property
     def forward_auth_path(self) -> str:
         return join_path(self.prefix_path, "forward-auth")
+
+    def compat_paths(self, endpoint: str) -> tuple[str, ...]:
+        """Where an endpoint of oauth2-proxy is answered; nowhere without ``OAUTH2_PROXY_COMPAT``."""
+        if not self.oauth2_proxy_compat:
+            return ()
+        return tuple(join_path(folder, endpoint) for folder in compat.folders(self.authservice_url_prefix))
 
     @property
     def skip_prefixes(self) -> tuple[str, ...]:

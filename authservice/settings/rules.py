@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
-from authservice.settings import assertion, policies, redis_rules
+from authservice.settings import assertion, compat, policies, redis_rules
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
 from authservice.settings.issuers import BearerIssuer
@@ -245,6 +245,7 @@ PROBLEMS: tuple[Callable[..., Lines], ...] = (
     check_prefix_is_not_ours,
     further_issuers_are_others,
     *assertion.PROBLEMS,
+    *compat.PROBLEMS,
     *redis_rules.PROBLEMS,
 )
 

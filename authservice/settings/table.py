@@ -190,6 +190,12 @@ class Declared(OfSessions):
         "everybody.",
     )
 
+    oauth2_proxy_compat: bool = _gateway(
+        kinds.SWITCH, "false",
+        "Answer oauth2-proxy's endpoints, below `/oauth2` and below the prefix: `auth` (202, 401 or 403), `start`, "
+        "`sign_in`, `sign_out`, `userinfo`; `/ping` and `/ready` on the site port.",
+    )
+
     # --- identity ---
     userid_claim: str = _identity(
         kinds.SOME_TEXT, "email", "The claim that is the user id. Dots lead into nested claims.",

@@ -16,10 +16,10 @@ ALLOWS = (b"200", b"204")
 
 class Tap:
     """Listens on 127.0.0.1 from construction to `stop`. Requests that hold ``slow`` somewhere in
-    their head wait until `release`."""
+    their head wait until `release`. ``service_port`` may be changed while it is `down`."""
 
     def __init__(self, service_port: int, slow: bytes) -> None:
-        self._service_port = service_port
+        self.service_port = service_port
         self._slow = slow
         self._released = threading.Event()
         self._connections: list[socket.socket] = []
@@ -58,7 +58,7 @@ class Tap:
         while True:
             try:
                 gateway, _ = listener.accept()
-                service = socket.create_connection(("127.0.0.1", self._service_port))
+                service = socket.create_connection(("127.0.0.1", self.service_port))
             except OSError:
                 return
             self._connections += [gateway, service]

@@ -16,17 +16,20 @@ from authservice.sessions.labels import Labels
 from authservice.sessions.live import Sessions
 from authservice.sessions.seal import Keyring
 from authservice.settings import load
+from tests import contract_table
 from tests.contract_table import ROWS, Identity, Outcome, Row, Service, Who
 from tests.e2e import gateways
 from tests.e2e import stack as stacks
 from tests.e2e.conftest import SHARED
 from tests.e2e.person import Person
 from tests.e2e.recorder import Seen
+from tests.e2e.service import Service as RunningService
 from tests.e2e.stack import Stack
 from tests.e2e.tap import Tap
 from tests.e2e.test_logout import SAME_ORIGIN
 from tests.e2e.test_paths import normal
 from tests.e2e.wire import Answer
+from tests.ports import free_port
 from tests.sample_sessions import a_session
 
 pytestmark = pytest.mark.external
@@ -188,3 +191,26 @@ def test_contract(world: World, row: Row, marker: str) -> None:
     assert_sees(world.stack.reached("slow" if row is SLOW else marker), row, outcome)
     for head in world.tap.heads_of_allows():
         assert b"set-cookie" not in head, "an allow that depends on the gateway to pass a cookie on"
+
+
+def test_a_gateway_that_GATEWAY_does_not_name_lets_nobody_pass(world: World, marker: str, tmp_path: Path) -> None:
+    """Our own paths are open, and an endpoint that was not chosen is one of them no more than any other."""
+    settings = {**world.stack.service.settings, "GATEWAY": "nginx" if world.stack.kind == "envoy" else "envoy"}
+    settings.update(SERVER_PORT=str(free_port()), WEB_SERVER_PORT=str(free_port()))
+    other = RunningService(tmp_path, settings)
+    world.late()  # which would be cut short
+    world.tap.down()
+    try:
+        other.start()
+        world.tap.service_port = other.judge_port
+        world.tap.up()
+        for target in ("/page", "/authservices/x", "/public"):
+            for headers in (contract_table.PAGE, contract_table.SCRIPT):
+                answer = world.stack.request("GET", target, [("X-Marker", marker), *headers])
+                assert answer.status in (302, 401, 403), answer
+    finally:
+        world.tap.down()
+        other.program.kill_with_children()
+        world.tap.service_port = world.stack.service.judge_port
+        world.tap.up()
+    assert world.stack.reached(marker) == []
