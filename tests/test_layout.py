@@ -58,6 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doors": EVERYTHING,
     "site": MEANS | {
         "navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "browsers", "scrape",
+        "upstream",
     },
     "compat": VALUES | {"account", "browsers", "entrance", "judge", "logout", "ops"},
     "account": MEANS | {"browsers", "entrance", "gateways", "judge", "links", "pages", "sessions"},

@@ -82,6 +82,8 @@ CHOICES: dict[str, list[str | None]] = {
     "GROUPS_HEADER": [None, None, "x-auth-groups", ""],
     "AUTH_METHOD_HEADER": [None, None, ""],
     "USERID_PREFIX": [None, None, "oidc:", "a%b "],
+    "UPSTREAM_ACCESS_TOKEN_HEADER": [None, None, None, "X-Auth-Request-Access-Token", "Authorization"],
+    "UPSTREAM_ID_TOKEN_HEADER": [None, None, None, "x-id-token"],
     "UPSTREAM_HEADERS": [None, None, "oauth2-proxy", '{"X-Name": "name", "X-Plan": "plan.of", "X-Groups": "groups"}'],
     "USERID_TRANSFORMERS": [None, None, None, None, '[{"matches": "@example[.]com$", "replaces": ""}]',
                             '[{"matches": "^.*$", "replaces": ""}]', '[{"matches": "(a)", "replaces": "${1}é\\n$1"}]'],

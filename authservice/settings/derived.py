@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from authservice.identity import FurtherHeaders
 from authservice.settings import compat
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.table import Declared
+from authservice.upstream import TokenHeaders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,17 @@ class Settings(Declared):
     @property
     def told_headers(self) -> tuple[str, ...]:
         """The names of all headers that tell applications about an identity; empty ones are switched off."""
-        return (self.userid_header, self.groups_header, self.auth_method_header, *self.upstream_headers.names)
+        further = (name for one in self.further_headers for name in one.names)
+        return (self.userid_header, self.groups_header, self.auth_method_header, *further)
+
+    @property
+    def further_headers(self) -> tuple[FurtherHeaders, ...]:
+        """What is told beyond who somebody is."""
+        return tuple(one for one in (self.upstream_headers, self.upstream_tokens) if one.names)
+
+    @property
+    def upstream_tokens(self) -> TokenHeaders:
+        return TokenHeaders(self.upstream_access_token_header, self.upstream_id_token_header)
 
     def sealing_key_material(self) -> list[bytes]:
         """What the service's own keys are derived from, the one that seals first; the same on all
