@@ -24,7 +24,6 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from werkzeug.routing import MapAdapter
 
 from authservice import authenticators, authorizers, completions, doors, judge, logs, policies, site, startup, upkeep
-from authservice.assertion.allows import AssertionHeader
 from authservice.bodies import KEPT_BODY, MOST_BODY
 from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
@@ -143,6 +142,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         labels=labels,
         refresh_ahead=settings.refresh_ahead_seconds,
         ends_with_token=settings.session_ends_with_token,
+        keep_tokens=settings.upstream_tokens.keep_those_of if settings.upstream_tokens.names else None,
     )
     directory = Directory(store, labels, forget=sessions.forget)
     provider, client = build_provider(settings, now, counts)
@@ -168,12 +168,8 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         settings.userid_claim, settings.groups_claim, settings.userid_lowercase, settings.require_verified_email
     )
     headers = IdentityHeaders(
-        settings.userid_header,
-        settings.groups_header,
-        settings.auth_method_header,
-        settings.userid_prefix,
-        settings.userid_transformers,
-        further=[settings.upstream_headers, AssertionHeader(settings.upstream_assertion_header)],
+        settings.userid_header, settings.groups_header, settings.auth_method_header,
+        settings.userid_prefix, settings.userid_transformers, settings.further_headers,
     )
     return_addresses = ReturnAddresses(
         settings.outside_scheme,

@@ -13,13 +13,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from authservice.authn import Authenticator, BearerAuthenticator, kubernetes
-from authservice.authn.bearer import AUTHORIZATION, FromHeader
+from authservice.authn.bearer import AUTHORIZATION, FromHeader, WithToken
 from authservice.authn.cache import BearerCache, CachedAuthenticator
 from authservice.authn.jwt import JwtAuthenticator, Trusted
 from authservice.authn.opaque import OpaqueAuthenticator
 from authservice.authn.request import Current, RequestAuthenticator, Sources
 from authservice.authn.session import SessionAuthenticator, Upkeep
-from authservice.identity import ClaimRules
+from authservice.identity import ClaimRules, Identity
 from authservice.oidc.client import Client
 from authservice.oidc.issuers import FurtherIssuer, KeySource
 from authservice.oidc.jws import ACCESS, Glance
@@ -55,8 +55,16 @@ def build(settings: Settings, parts: Parts) -> list[Authenticator]:
     lifetime = settings.cache_expiration_minutes if settings.cache_enabled else None
     cache = BearerCache(settings.cache_max_entries, lifetime, parts.now, counts=parts.counts)
 
-    def from_header(header: str, inner: BearerAuthenticator | None) -> list[Authenticator]:
-        return [FromHeader(CachedAuthenticator(inner, cache), header)] if inner and header else []
+    tells = settings.upstream_tokens
+
+    def from_header(header: str, inner: BearerAuthenticator | None, *, id_token: bool = False) -> list[Authenticator]:
+        if not inner or not header:
+            return []
+        if id_token and tells.id:
+            inner = WithToken(inner, lambda identity, token: tells.keep(identity, id=token))
+        elif not id_token and tells.access:
+            inner = WithToken(inner, lambda identity, token: tells.keep(identity, access=token))
+        return [FromHeader(CachedAuthenticator(inner, cache), header)]
 
     kinds = {"jwt": ("jwt",), "opaque": ("opaque",), "both": ("jwt", "opaque")}[settings.access_token_authn]
     wanted = kinds if settings.access_token_authn_enabled else ()
@@ -73,7 +81,9 @@ def build(settings: Settings, parts: Parts) -> list[Authenticator]:
             cookie_name=settings.session_cookie_name,
             upkeep=parts.upkeep,
         ),
-        *from_header(header, _id_tokens(settings, parts) if settings.idtoken_authn_enabled else None),
+        *from_header(
+            header, _id_tokens(settings, parts) if settings.idtoken_authn_enabled else None, id_token=True
+        ),
     ]
 
 
@@ -98,8 +108,15 @@ def _policies(
 
     http(DEFAULT_TIMEOUT)  # now, and not within somebody's check
     sources = Sources(known, make)
+    tells = settings.upstream_tokens
+
+    def keep(identity: Identity, token: str, seen: Glance) -> None:
+        tells.keep(identity, **{"id" if seen.is_id_token else "access": token})
+
     return [
-        RequestAuthenticator(parts.policies, cache, sources, parts.rules, now=parts.now, skips=is_preflight)
+        RequestAuthenticator(
+            parts.policies, cache, sources, parts.rules, now=parts.now, skips=is_preflight, keep=keep
+        )
     ]
 
 

@@ -33,6 +33,7 @@ from authservice.pages import Page, Pages
 from authservice.scrape import CONTENT_TYPE, Ledger
 from authservice.sessions import Session
 from authservice.sessions.cookies import read_cookies
+from authservice.upstream import on_trial
 from authservice.urls import ReturnAddresses
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,7 @@ class Site:
         identity = from_claims(
             finished.claims, self._claim_rules, method=AuthMethod.COOKIE, issuer=finished.claims["iss"]
         )
+        on_trial(identity, finished)
         self._headers.render(identity)
         now = self._now()
         browser_session().log_in(

@@ -39,6 +39,7 @@ from authservice.sessions.live import Sessions
 from authservice.sessions.refresh import Refresher, Renew
 from authservice.sessions.unsaved import Revoke
 from authservice.settings import Settings
+from authservice.upstream import on_trial
 
 _OF_ONE_REQUEST = frozenset({"invalid_request", "invalid_scope"})
 """Errors of the token endpoint that are about what was sent, not about who sends it."""
@@ -117,6 +118,7 @@ def renewing(renewal: Renewal, rules: ClaimRules, headers: IdentityHeaders, revo
 
 def _renewed(session: Session, renewed: Renewed, rules: ClaimRules, headers: IdentityHeaders) -> Session:
     identity = from_claims(renewed.claims, rules, method=AuthMethod.COOKIE, issuer=session.issuer)
+    on_trial(identity, renewed)
     headers.render(identity)
     return msgspec.structs.replace(
         session,

@@ -1,7 +1,8 @@
-"""What applications are told beyond the identity headers: claims, each in a header of its own.
+"""What applications are told beyond the identity headers: claims, each in a header of its own, and tokens.
 
-`UpstreamHeaders` is the value of ``UPSTREAM_HEADERS``, and says what its headers hold for an identity. That a client's
-own never pass is `identity.IdentityHeaders`' work, as for all headers that tell who somebody is.
+`UpstreamHeaders` is the value of ``UPSTREAM_HEADERS``, `TokenHeaders` that of the two settings for tokens; each says what
+its headers hold for an identity. That a client's own never pass is `identity.IdentityHeaders`' work, as for all headers
+that tell who somebody is.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+from authservice.errors import IdentityUnusable
 from authservice.identity import Identity, find_claim, group_value, header_value
 
 OAUTH2_PROXY = "oauth2-proxy"
@@ -119,3 +121,74 @@ def _text(value: Any) -> str:
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+TOKENS = "upstream.tokens"
+"""Among what was made of an identity: its `Tokens`, where they are told or on trial."""
+AUTHORIZATION = "authorization"
+
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+
+
+class Tokens(NamedTuple):
+    """The tokens that an identity came with; empty for what there is none of."""
+
+    access: str = ""
+    id: str = ""
+
+    def __repr__(self) -> str:
+        """Says nothing: text ends up in logs."""
+        return "<Tokens>"
+
+
+class HasTokens(Protocol):
+    """A session, or what is about to be one."""
+
+    @property
+    def access_token(self) -> str: ...
+
+    @property
+    def id_token(self) -> str: ...
+
+
+def on_trial(identity: Identity, tokens: HasTokens) -> None:
+    """Gives both tokens to an identity that is rendered once, to see whether they fit, and then let go of."""
+    identity.made[TOKENS] = Tokens(tokens.access_token, tokens.id_token)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHeaders:
+    """The headers for tokens, by their names; an empty one is switched off. A `identity.FurtherHeaders`.
+
+    In ``Authorization`` a token stands behind ``Bearer``, anywhere else by itself.
+    """
+
+    access: str = ""
+    id: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The headers' names as they are spelt."""
+        return tuple(filter(None, (self.access, self.id)))
+
+    def keep(self, identity: Identity, *, access: str = "", id: str = "") -> None:
+        """Leaves with an identity which tokens of its own are told, and keeps no other."""
+        told = Tokens(access if self.access else "", id if self.id else "")
+        if any(told):
+            identity.made[TOKENS] = told
+
+    def keep_those_of(self, identity: Identity, session: HasTokens) -> None:
+        """The same for the tokens of a session."""
+        self.keep(identity, access=session.access_token, id=session.id_token)
+
+    def values(self, identity: Identity) -> Iterator[tuple[str, str]]:
+        """The headers that there is a token for. Raises `errors.IdentityUnusable` for one that is no token in form
+        (RFC 6749 §A.12)."""
+        tokens: Tokens | None = identity.made.get(TOKENS)
+        for name, token in zip((self.access, self.id), tokens or (), strict=False):
+            if name and token:
+                if not _VISIBLE.fullmatch(token):
+                    raise IdentityUnusable("a token holds blanks, control characters or characters outside ASCII")
+                yield name, f"Bearer {token}" if name.lower() == AUTHORIZATION else token

@@ -162,6 +162,8 @@ OPEN = Outcome(APPLICATION, Sees(Identity.NONE))
 NOT_UPGRADED = replace(PASSES, gets=replace(APPLICATION, told="the application's answer, no upgrade"))
 LOGIN = Outcome(TO_THE_LOGIN)
 REFUSED = Outcome(CHALLENGED)
+OWN = Outcome(Gets(200, "AuthService's page", (("Set-Cookie", ""),), ">Log in</a>"))
+OWN_404 = Outcome(Gets(404, "AuthService's 404"))
 
 EMPTY_AT_TRAEFIK = {
     "traefik": Outcome(
@@ -232,6 +234,21 @@ ROWS: tuple[Row, ...] = (
         headers=PAGE,
         cookies=(("a", "1"), ("b", "2")),
         pieces=2,
+    ),
+    Row(
+        "AuthService's own paths",
+        Who.NOBODY,
+        OWN,
+        target="/authservice/site/homepage",
+        headers=PAGE + FORGED,
+    ),
+    Row(
+        "its prefix alone",
+        Who.NOBODY,
+        OWN_404,
+        target="/authservice",
+        headers=PAGE,
+        but={"nginx": Outcome(Gets(301, "301 to the same with a slash"), None, "nginx does so by itself.")},
     ),
     Row(
         "login from a deep link",

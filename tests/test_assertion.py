@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authservice.assertion.allows import LIFE, MOST_HOSTS, STEP, AssertionHeader, Assertions
+from authservice.assertion.allows import LIFE, MOST_HOSTS, STEP, Assertions
+from authservice.assertion.header import AssertionHeader
 from authservice.assertion.keys import PERIOD, Keys
 from authservice.check import Allow, CheckRequest, Variant
 from authservice.errors import IdentityUnusable
@@ -68,7 +69,8 @@ class Made:
         return self.assertions(check(host), Allow(identity, set_headers, removed, variant=variant))
 
     def claims(self, identity: Identity, host: str = "app.example") -> dict[str, Any]:
-        return verified(dict(self(identity, host).set_headers)[HEADER], self.keys.published(int(self.moment.timestamp())))
+        token = dict(self(identity, host).set_headers)[HEADER]
+        return verified(token, self.keys.published(int(self.moment.timestamp())))
 
 
 def verified(token: str, published: bytes) -> dict[str, Any]:
@@ -279,7 +281,9 @@ def test_it_is_made_anew_while_a_session_goes_on(make_browser: Callable[..., Bro
     assert verified(second, published(browser))["exp"] > verified(first, published(browser))["exp"]
 
 
-def test_two_replicas_say_the_same(make_app: Callable[..., Any], make_browser: Callable[..., Browser], clock: Clock) -> None:
+def test_two_replicas_say_the_same(
+    make_app: Callable[..., Any], make_browser: Callable[..., Browser], clock: Clock
+) -> None:
     browser = make_browser(**SET)
     browser.log_in()
     other = Browser(make_app(**SET), browser.provider, jar=browser.jar)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -12,8 +13,8 @@ from tests.contract_table import GATEWAYS, PAGES, ROWS, Service, replaced
 PROMISED = (
     "logged in", "not logged in", "session expired", "not allowed", "good bearer token", "bad bearer token",
     "skipped path", "preflight", "WebSocket", "HEAD", "PUT with a body", "30 KB of cookies", "encoded slash",
-    "dot segments", "forged identity headers", "two Cookie headers", "login from a deep link", "after a logout",
-    "service down", "service slow",
+    "dot segments", "forged identity headers", "two Cookie headers", "login from a deep link",
+    "after a logout", "service down", "service slow",
 )
 
 
@@ -36,7 +37,8 @@ def test_whoever_does_otherwise_says_why() -> None:
     for row in ROWS:
         assert not row.outcome.because
         assert set(row.but) <= set(GATEWAYS)
-        assert all(outcome.because.endswith(".") and outcome != row.outcome for outcome in row.but.values()), row.name
+        for outcome in row.but.values():
+            assert outcome.because.endswith(".") and replace(outcome, because="") != row.outcome, row.name
 
 
 @pytest.mark.parametrize("gateway", GATEWAYS)

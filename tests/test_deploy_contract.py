@@ -37,7 +37,7 @@ from tests.e2e.test_contract import (
 )
 from tests.e2e.wire import Answer
 from tests.programs import require
-from tests.resulting_envoy import Places
+from tests.resulting_envoy import DEPLOY, Places
 from tests.test_deploy_resulting import ALL, ENVOYS, start
 
 pytestmark = [
@@ -130,6 +130,23 @@ def test_contract(world: World, row: Row) -> None:
     assert_sees(world.stack.reached(marker), row, outcome)
     for head in world.tap.heads_of_allows():
         assert b"set-cookie" not in head, "an allow that depends on the gateway to pass a cookie on"
+
+
+SAID: Mapping[str, tuple[str, ...]] = {
+    "envoy-gateway": ("| service down | 403", "| encoded slashes |", "| header names with underscores |"),
+    "ingress-nginx": (
+        "| a page for a person, a 401 for a program |",
+        "| the page that says «not allowed» |",
+        "| service down | 500",
+        "| an upgrade to h2c |",
+    ),
+}
+
+
+@pytest.mark.parametrize("page", SAID)
+def test_the_pages_say_what_is_otherwise(page: str) -> None:
+    text = (DEPLOY.parent / "docs" / "gateways" / f"{page}.md").read_text()
+    assert [row for row in SAID[page] if row not in text] == []
 
 
 def test_every_row_that_is_otherwise_is_one_of_the_table() -> None:

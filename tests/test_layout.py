@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "urls": {"errors"},
     "check": {"errors", "identity", "urls"},
     "upstream": VALUES,
-    "settings": VALUES | {"policy", "settings", "upstream"},
+    "settings": VALUES | {"assertion", "policy", "settings", "upstream"},
     "strictjson": set(),
     "logs": VALUES,
     "ops": VALUES,
@@ -60,6 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doors": EVERYTHING,
     "site": MEANS | {
         "navigation", "gateways", "pages", "entrance", "judge", "oidc", "sessions", "browsers", "scrape",
+        "upstream",
     },
     "compat": VALUES | {"account", "browsers", "entrance", "judge", "logout", "ops"},
     "account": MEANS | {"browsers", "entrance", "gateways", "judge", "links", "pages", "sessions"},

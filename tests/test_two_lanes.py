@@ -82,6 +82,8 @@ CHOICES: dict[str, list[str | None]] = {
     "GROUPS_HEADER": [None, None, "x-auth-groups", ""],
     "AUTH_METHOD_HEADER": [None, None, ""],
     "USERID_PREFIX": [None, None, "oidc:", "a%b "],
+    "UPSTREAM_ACCESS_TOKEN_HEADER": [None, None, None, "X-Auth-Request-Access-Token", "Authorization"],
+    "UPSTREAM_ID_TOKEN_HEADER": [None, None, None, "x-id-token"],
     "UPSTREAM_HEADERS": [None, None, "oauth2-proxy", '{"X-Name": "name", "X-Plan": "plan.of", "X-Groups": "groups"}'],
     "UPSTREAM_ASSERTION_HEADER": [None, "X-Assertion"],
     "UPSTREAM_ASSERTION_AUDIENCE": [None, None, "apps"],

@@ -1,10 +1,11 @@
-"""Headers with claims for the application: what they hold, and that nobody else can send them."""
+"""Headers with claims and tokens for the application: what they hold, and that nobody else can send them."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
@@ -13,13 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from authservice.check import Allow
-from authservice.errors import IdentityUnusable
+from authservice.errors import IdentityUnusable, SettingsError
 from authservice.identity import MAX_HEADER, AuthMethod, Identity, IdentityHeaders, VerifiedClaims
 from authservice.sessions.copies import live_session
-from authservice.upstream import MOST_HEADERS, UpstreamHeaders, claim_value
+from authservice.upstream import MOST_HEADERS, TOKENS, TokenHeaders, Tokens, UpstreamHeaders, claim_value
 from tests.conftest import Answer, Browser, Clock, ask
+from tests.policy_sets import authentication
 from tests.provider import FakeProvider
+from tests.request_rules import Issuer
 from tests.sample_sessions import a_session
+from tests.waiting import until
 
 REMOVE = "x-envoy-auth-headers-to-remove"
 PRESET = ("X-Auth-Request-User", "X-Auth-Request-Email", "X-Auth-Request-Preferred-Username", "X-Auth-Request-Groups")
@@ -262,12 +266,167 @@ def test_an_identity_that_no_header_can_hold_is_refused_at_login(
 # --- settings --------------------------------------------------------------------------------
 
 
-def test_the_names_of_outputs_of_policies_are_others(make_browser: Callable[..., Browser], tmp_path: Any) -> None:
-    from authservice.errors import SettingsError
-    from tests.policy_sets import authentication
-    from tests.request_rules import Issuer
-
+def test_the_names_of_outputs_of_policies_are_others(make_browser: Callable[..., Browser], tmp_path: Path) -> None:
     rule = Issuer("anna", 11).rule(outputClaimToHeaders=[{"header": "X_Plan", "claim": "plan"}])
     (tmp_path / "policies.json").write_text(json.dumps(authentication(rule)))
     with pytest.raises(SettingsError, match="X_Plan is an identity header"):
         make_browser(UPSTREAM_HEADERS='{"x-plan": "plan"}', POLICY_PATH=str(tmp_path / "policies.json"))
+
+
+# --- tokens ----------------------------------------------------------------------------------
+
+BOTH = {"UPSTREAM_ACCESS_TOKEN_HEADER": "X-Access-Token", "UPSTREAM_ID_TOKEN_HEADER": "Authorization"}
+NAMED = {"x-access-token", "authorization"}
+
+
+def in_memory(live: Any) -> list[Any]:
+    return [live.by_cookie.made.get(TOKENS), live.by_header.made.get(TOKENS)]
+
+
+def test_only_the_tokens_that_are_told_are_kept(clock: Clock) -> None:
+    session = a_session(clock)
+    for headers, kept in (
+        (TokenHeaders("a", "i"), Tokens(session.access_token, session.id_token)),
+        (TokenHeaders("a", ""), Tokens(session.access_token, "")),
+        (TokenHeaders("", "i"), Tokens("", session.id_token)),
+        (TokenHeaders(), None),
+    ):
+        live = live_session(session, "key", keep_tokens=headers.keep_those_of)
+        assert in_memory(live) == [kept, kept]
+        assert session.access_token not in repr(live.by_cookie) + repr(in_memory(live))
+    assert in_memory(live_session(session, "key")) == [None, None]
+
+
+def test_a_token_is_told_by_itself_and_behind_bearer_in_authorization() -> None:
+    identity = person()
+    TokenHeaders("x-a", "AUTHORIZATION").keep(identity, access="a", id="i")
+    assert dict(TokenHeaders("x-a", "AUTHORIZATION").values(identity)) == {"x-a": "a", "AUTHORIZATION": "Bearer i"}
+    assert dict(TokenHeaders("authorization", "").values(identity)) == {"authorization": "Bearer a"}
+    assert dict(TokenHeaders("x-a", "x-i").values(person())) == {}
+
+
+@pytest.mark.parametrize("token", ["a b", "a\r\nb", "é", "\x00", "x" * (MAX_HEADER + 1)])
+def test_what_is_no_token_or_fits_in_no_header_is_refused(token: str) -> None:
+    identity = person()
+    shown = IdentityHeaders("u", "", "", further=[TokenHeaders("x-a", "")])
+    TokenHeaders("x-a", "").keep(identity, access=token)
+    with pytest.raises(IdentityUnusable) as caught:
+        shown.render(identity)
+    assert token not in str(caught.value)
+
+
+def latest_id_token(browser: Browser) -> str:
+    """Of the session, as the record has it."""
+    record = browser.app.extensions["authservice"].sessions.record(browser.session)
+    return str(record.session.id_token)
+
+
+def latest_access_token(browser: Browser) -> str:
+    record = browser.app.extensions["authservice"].sessions.record(browser.session)
+    return str(record.session.access_token)
+
+
+@pytest.mark.parametrize("cache", ["20000", "0"])
+def test_tokens_of_a_session_and_of_nobody(make_browser: Callable[..., Browser], cache: str) -> None:
+    browser = make_browser(**BOTH, SKIP_AUTH_URLS="/public", SESSION_CACHE_SIZE=cache)
+    forged: Any = {"Authorization": "Basic Zm9yZ2Vk", "X_Access_Token": "forged"}
+    assert NAMED <= removed(browser.get("/public", **forged))
+    browser.log_in()
+    for _ in range(2):
+        said = further(browser.get("/app", **forged))
+        assert said == {
+            "x-access-token": latest_access_token(browser),
+            "authorization": "Bearer " + latest_id_token(browser),
+        }
+    assert further(browser.get("/public", **forged)) == {}
+
+
+def test_a_sessions_value_as_bearer_never_goes_further(make_browser: Callable[..., Browser]) -> None:
+    browser = make_browser(UPSTREAM_ACCESS_TOKEN_HEADER="Authorization")
+    browser.log_in()
+    answer = bearing(browser, browser.session or "")
+    assert answer.status == 200 and further(answer) == {"authorization": "Bearer " + latest_access_token(browser)}
+
+
+def test_refreshed_tokens_follow(make_browser: Callable[..., Browser], clock: Clock) -> None:
+    browser = make_browser(**BOTH)
+    browser.log_in()
+    first = further(browser.get("/app"))
+    clock.advance(seconds=3590)
+    until(lambda: further(browser.get("/app"))["x-access-token"] != first["x-access-token"])
+    assert further(browser.get("/app")) == {
+        "x-access-token": latest_access_token(browser),
+        "authorization": "Bearer " + latest_id_token(browser),
+    }
+
+
+def test_a_provider_without_a_token_has_none_to_tell(
+    make_browser: Callable[..., Browser], provider: FakeProvider
+) -> None:
+    provider.misbehave("token_answer", {"access_token": "not a token"})
+    browser = make_browser(**BOTH)
+    assert browser.log_in().status in (403, 502)
+    assert browser.session is None
+    provider.behave("token_answer")
+    assert make_browser(**BOTH).log_in().status == 302
+
+
+def test_a_programs_token_counts_by_its_kind(make_browser: Callable[..., Browser], provider: FakeProvider) -> None:
+    browser = make_browser(**BOTH, AUDIENCES="api", CACHE_ENABLED="true")
+    provider.id_token_claims["email"] = "alice@example.com"
+    browser.log_in()
+    id_token, access = latest_id_token(browser), provider.access_token("api")
+    visitor = make_browser(browser.app)
+    for _ in range(2):
+        answer = bearing(visitor, access, **{"X-Access-Token": "forged"})
+        assert answer.status == 200 and further(answer) == {"x-access-token": access}
+        assert "authorization" in removed(answer)  # what stands in it is an ID token, or nothing
+        answer = bearing(visitor, id_token, **{"X-Access-Token": "forged"})
+        assert answer.status == 200 and further(answer) == {"authorization": f"Bearer {id_token}"}
+        assert {"x-access-token", "x_access_token"} <= removed(answer)
+
+
+def test_opaque_tokens_are_access_tokens(make_browser: Callable[..., Browser], provider: FakeProvider) -> None:
+    browser = make_browser(UPSTREAM_ACCESS_TOKEN_HEADER="Authorization", ACCESS_TOKEN_AUTHN="opaque")
+    token = provider.opaque_token()
+    answer = bearing(browser, token)
+    assert answer.status == 200 and further(answer) == {"authorization": f"Bearer {token}"}
+
+
+@pytest.mark.parametrize("forwards", [False, True])
+def test_a_token_that_a_rule_verified_is_told_although_the_rule_takes_its_header_away(
+    make_browser: Callable[..., Browser], tmp_path: Path, forwards: bool
+) -> None:
+    anna = Issuer("anna", 11)
+    policies = tmp_path / "policies.json"
+    policies.write_text(json.dumps(authentication(anna.rule(forwardOriginalToken=forwards))))
+    browser = make_browser(POLICY_PATH=str(policies), UPSTREAM_ACCESS_TOKEN_HEADER="X-Access-Token")
+    access, id_token = anna.token(email="a@x"), anna.token(email="a@x", nonce="n")
+    answer = bearing(browser, access)
+    assert answer.status == 200 and further(answer) == {"x-access-token": access}
+    assert ("authorization" in removed(answer)) is not forwards
+    assert further(bearing(browser, id_token)) == {}
+    browser = make_browser(POLICY_PATH=str(policies), UPSTREAM_ID_TOKEN_HEADER="Authorization")
+    assert further(bearing(browser, id_token)) == {"authorization": f"Bearer {id_token}"}
+    assert "authorization" in removed(bearing(browser, access))
+
+
+def test_without_the_settings_no_token_is_kept(make_browser: Callable[..., Browser], provider: FakeProvider) -> None:
+    browser = make_browser(AUDIENCES="api")
+    browser.log_in()
+    browser.get("/app")
+    live = browser.app.extensions["authservice"].sessions.quick(browser.session)
+    assert live is not None and in_memory(live) == [None, None]
+
+
+@pytest.mark.parametrize("gateway", ["traefik", "caddy"])
+def test_a_token_that_there_is_none_of_is_sent_empty_to_traefik_and_caddy(
+    make_browser: Callable[..., Browser], gateway: str
+) -> None:
+    browser = make_browser(**BOTH, GATEWAY=gateway, SKIP_AUTH_URLS="/public")
+    forwarded: Any = {
+        "X_Forwarded_Method": "GET", "X_Forwarded_Proto": "https", "X_Forwarded_Host": "app.example",
+        "X_Forwarded_Uri": "/public",
+    }  # fmt: skip
+    said = further(browser.get("/authservice/forward-auth", **forwarded))
+    assert said["authorization"] == said["x-access-token"] == ""

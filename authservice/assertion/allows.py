@@ -6,8 +6,7 @@ one identity and host, the assertion is the same, so it is signed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -24,21 +23,6 @@ MOST_HOSTS = 32
 """Of one identity are kept. A client may name any host, and what it names is said by the gateway to be asked for."""
 MOST_HOST = 261
 """Characters: the longest name in DNS with a port, and some room."""
-
-
-@dataclass(frozen=True, slots=True)
-class AssertionHeader:
-    """The header's name for `identity.IdentityHeaders`: whoever has no assertion must not send one either."""
-
-    name: str
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.name,) if self.name else ()
-
-    def values(self, identity: Identity) -> Iterable[tuple[str, str]]:
-        """None yet: it depends on more than the identity."""
-        return ()
 
 
 class _Completion(NamedTuple):

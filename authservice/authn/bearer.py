@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from authservice.authn import BearerAuthenticator
 from authservice.check import CheckRequest, Reach
@@ -36,6 +37,22 @@ def bearer_credential(header: str, value: str) -> str | None:
     if "," in credential:
         raise Refused(f"more than one {header} header")
     return credential or None
+
+
+class WithToken:
+    """Another `BearerAuthenticator`, of the same name, with whose identities ``keep`` leaves the token."""
+
+    def __init__(self, inner: BearerAuthenticator, keep: Callable[[Identity, str], object]) -> None:
+        self.name = inner.name
+        self._inner = inner
+        self._keep = keep
+
+    def judge(self, token: str, reach: Reach) -> Identity | None:
+        """As the inner one."""
+        identity = self._inner.judge(token, reach)
+        if identity is not None:
+            self._keep(identity, token)
+        return identity
 
 
 class FromHeader:

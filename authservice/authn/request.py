@@ -33,6 +33,8 @@ from authservice.oidc.verifier import Verifier
 from authservice.policy.compile import PolicySet, Selected
 from authservice.policy.resources import JwtRule
 
+KeepToken = Callable[[Identity, str, Glance], object]
+
 VERIFIED_BY = "authn.request"
 """Among what was made of an identity: the `verification` of the rule that verified its token."""
 
@@ -87,8 +89,11 @@ def _address(rule: JwtRule) -> tuple[str, str, timedelta]:
 class _Verification:
     """What one rule makes of a token."""
 
-    def __init__(self, rule: JwtRule, source: KeySource, claim_rules: ClaimRules, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, rule: JwtRule, source: KeySource, claim_rules: ClaimRules, now: Callable[[], datetime], keep: KeepToken
+    ) -> None:
         self.name = verification(rule)
+        self._keep = keep
         self._issuer = rule.issuer
         self._place = f"policy {rule.place}"
         self._claim_rules = claim_rules
@@ -106,9 +111,9 @@ class _Verification:
         tokens of any."""
         return self._issuer in ("", seen.issuer)
 
-    def identity(self, seen: Glance, reach: Reach) -> Identity:
-        """Whom the token proves. Raises `errors.Refused`, `errors.WrongAudience` and `errors.Unavailable`, and
-        `check.NeedsIO` under `Reach.MEMORY`."""
+    def identity(self, token: str, seen: Glance, reach: Reach) -> Identity:
+        """Whom the token proves, of which ``seen`` is what it says. Raises `errors.Refused`, `errors.WrongAudience`
+        and `errors.Unavailable`, and `check.NeedsIO` under `Reach.MEMORY`."""
         try:
             claims = self._verifier.verify(seen, reach)
         except TokenRefused as refused:
@@ -116,6 +121,7 @@ class _Verification:
             raise (WrongAudience(problem) if refused.check == "aud" else Refused(problem)) from None
         identity = identity_from(claims, self._rules_for(claims), seen.issuer, self._place)
         identity.made[VERIFIED_BY] = self.name
+        self._keep(identity, token, seen)
         return identity
 
     def _rules_for(self, claims: VerifiedClaims) -> ClaimRules:
@@ -142,7 +148,7 @@ class _Judge:
                 problems.append(None)
                 continue
             try:
-                return rule.identity(seen, reach)
+                return rule.identity(token, seen, reach)
             except (Refused, WrongAudience) as problem:
                 problems.append(problem)
             except Unavailable as unavailable:
@@ -240,7 +246,8 @@ class _SetRules:
 class RequestAuthenticator:
     """An authenticator for the tokens that policies' rules name. Safe for threads.
 
-    ``skips`` says of an OPTIONS request whether no token is looked at: it is a CORS preflight (M64).
+    ``skips`` says of an OPTIONS request whether no token is looked at: it is a CORS preflight (M64). ``keep`` leaves
+    with an identity what is to be kept of its token.
     """
 
     name = "policy"
@@ -254,6 +261,7 @@ class RequestAuthenticator:
         *,
         now: Callable[[], datetime],
         skips: Callable[[CheckRequest], bool] = lambda check: False,
+        keep: KeepToken = lambda identity, token, seen: None,
     ) -> None:
         self._policies = policies
         self._cache = cache
@@ -261,6 +269,7 @@ class RequestAuthenticator:
         self._claim_rules = claim_rules
         self._now = now
         self._skips = skips
+        self._keep = keep
         self._renewing = threading.Lock()
         self._rules = _SetRules(policies.current, self._verification, cache)
 
@@ -291,4 +300,4 @@ class RequestAuthenticator:
             return self._rules
 
     def _verification(self, rule: JwtRule) -> _Verification:
-        return _Verification(rule, self._sources.of(rule), self._claim_rules, self._now)
+        return _Verification(rule, self._sources.of(rule), self._claim_rules, self._now, self._keep)

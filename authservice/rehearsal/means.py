@@ -21,12 +21,15 @@ from authservice.policy.read import read
 from authservice.policy.resources import PolicyErrors, RequestAuthentication, Resource
 from authservice.settings.read import some
 
+TOLD = (
+    "USERID_HEADER", "GROUPS_HEADER", "AUTH_METHOD_HEADER", "UPSTREAM_ACCESS_TOKEN_HEADER", "UPSTREAM_ID_TOKEN_HEADER",
+    "UPSTREAM_ASSERTION_HEADER",
+)  # fmt: skip
+"""What names one header that applications are told something in."""
 NAMES = (
     "POLICY_PATH", "POLICY_WORKLOADS", "POLICY_ROOT_NAMESPACE", "POLICY_PEER_HEADER", "POLICY_ALLOWS_ANONYMOUS",
-    "POLICY_DRY_RUN", "USERID_CLAIM", "USERID_HEADER", "GROUPS_HEADER", "AUTH_METHOD_HEADER",
-    "UPSTREAM_HEADERS", "UPSTREAM_ASSERTION_HEADER", "CA_BUNDLE",
+    "POLICY_DRY_RUN", "USERID_CLAIM", "UPSTREAM_HEADERS", "CA_BUNDLE", *TOLD,
 )  # fmt: skip
-_TOLD = ("userid_header", "groups_header", "auth_method_header", "upstream_assertion_header")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def gather(environ: Mapping[str, str], *before: Mapping[str, str], policies: Seq
         values["policy_dry_run"],
         values["userid_claim"],
         (
-            *(values[name] for name in _TOLD),
+            *(values[name.lower()] for name in TOLD),
             *values["upstream_headers"].names,
         ),
         values["ca_bundle"],

@@ -20,6 +20,8 @@ from cachetools import LRUCache
 from authservice.identity import AuthMethod, Identity, VerifiedClaims
 from authservice.sessions import Session
 
+KeepTokens = Callable[[Identity, Session], object]
+
 _CLAIMS = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -28,8 +30,8 @@ class LiveSession:
     """What checks need to know of a session: who it proves, by the way its secret came, when it was
     last marked as seen, its store key, when its access token ends if that is known, whether there is a
     refresh token, and when a refresh is due if ever. One object for one copy, so what others make of an
-    identity can be kept with it. Holds no tokens: those are in the `Record`, which is read when they
-    are needed."""
+    identity can be kept with it. Holds no tokens but those that checks pass on: the others are in the
+    `Record`, which is read when they are needed."""
 
     by_cookie: Identity
     by_header: Identity
@@ -144,14 +146,19 @@ class _Recent(LRUCache[str, str]):
         return key, secret
 
 
-def live_session(session: Session, key: str, refresh_due: datetime | None = None) -> LiveSession:
+def live_session(
+    session: Session, key: str, refresh_due: datetime | None = None, keep_tokens: KeepTokens | None = None
+) -> LiveSession:
     """What checks see of a record, in little memory: there may be many thousands, whose groups
-    are the same few."""
+    are the same few. ``keep_tokens`` leaves with each identity the tokens that checks pass on."""
     groups, issuer = tuple(map(sys.intern, session.groups)), sys.intern(session.issuer)
     claims = _EncodedClaims(msgspec.json.encode(session.claims))
 
     def by(method: AuthMethod) -> Identity:
-        return Identity(session.user_id, groups, claims, method, issuer, session.expires)
+        identity = Identity(session.user_id, groups, claims, method, issuer, session.expires)
+        if keep_tokens is not None:
+            keep_tokens(identity, session)
+        return identity
 
     return LiveSession(
         by(AuthMethod.COOKIE),

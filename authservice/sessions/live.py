@@ -21,7 +21,7 @@ from authservice.check import NeedsIO, Reach
 from authservice.errors import StoreDown
 from authservice.ops import Counts, Metric
 from authservice.sessions import Entry, Label, Session, Store, from_microseconds
-from authservice.sessions.copies import Copies, Copy, LiveSession, live_session
+from authservice.sessions.copies import Copies, Copy, KeepTokens, LiveSession, live_session
 from authservice.sessions.labels import Labels
 from authservice.sessions.records import encode, opened, sealed
 from authservice.sessions.seal import is_secret, mark_key, new_secret, store_key
@@ -72,6 +72,7 @@ class Sessions:
         labels: Labels | None = None,
         refresh_ahead: timedelta = timedelta(0),
         ends_with_token: bool = False,
+        keep_tokens: KeepTokens | None = None,
     ) -> None:
         self._store = store
         self._now = now
@@ -80,6 +81,7 @@ class Sessions:
         self._labels = labels
         self._ahead = refresh_ahead
         self._ends_with_token = ends_with_token
+        self._keep_tokens = keep_tokens
         self._made = now()
         self._step = _STEP_WITHOUT_LIMIT if labels else None
         if idle_timeout:
@@ -238,7 +240,7 @@ class Sessions:
 
     def live(self, session: Session, key: str) -> LiveSession:
         """What checks see of a record, whether a store holds it yet or not."""
-        return live_session(session, key, self._refresh_due(session))
+        return live_session(session, key, self._refresh_due(session), self._keep_tokens)
 
     def end_unchanged(self, secret: str, old: Record) -> bool:
         """Ends the session where it is still what ``old`` says, or was only marked as seen since;

@@ -9,9 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from authservice.assertion.header import AssertionHeader
+from authservice.identity import FurtherHeaders
 from authservice.settings import compat
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.table import Declared
+from authservice.upstream import TokenHeaders
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,8 +98,18 @@ class Settings(Declared):
     @property
     def told_headers(self) -> tuple[str, ...]:
         """The names of all headers that tell applications about an identity; empty ones are switched off."""
-        own = (self.userid_header, self.groups_header, self.auth_method_header, self.upstream_assertion_header)
-        return (*own, *self.upstream_headers.names)
+        further = (name for one in self.further_headers for name in one.names)
+        return (self.userid_header, self.groups_header, self.auth_method_header, *further)
+
+    @property
+    def further_headers(self) -> tuple[FurtherHeaders, ...]:
+        """What is told beyond who somebody is."""
+        assertion = AssertionHeader(self.upstream_assertion_header)
+        return tuple(one for one in (self.upstream_headers, self.upstream_tokens, assertion) if one.names)
+
+    @property
+    def upstream_tokens(self) -> TokenHeaders:
+        return TokenHeaders(self.upstream_access_token_header, self.upstream_id_token_header)
 
     @property
     def jwks_path(self) -> str:

@@ -44,34 +44,42 @@ _TAKEN = re.compile(
     # What proxies tell each other about the request, and we believe of those that are trusted.
     r"cf-connecting-ip|forwarded|true-client-ip|via|x-client-ip|x-cluster-client-ip|x-envoy-.*|"
     # Some tell applications about the person (X-Forwarded-User): those are free to be ours.
-    r"x-forwarded|x-forwarded-(?!(?:user|email|groups|preferred-username)$).*|x-original-.*|x-real-ip|"
+    r"x-forwarded|x-forwarded-(?!(?:user|email|groups|preferred-username|access-token)$).*|x-original-.*|x-real-ip|"
     r"x-request-id|x-rewrite-url|x-scheme"
 )
+
+_NO_TOKENS = ("UPSTREAM_HEADERS", "UPSTREAM_ASSERTION_HEADER")
 
 
 def headers_differ(
     userid_header: str, groups_header: str, auth_method_header: str, auth_header: str, id_token_header: str,
-    upstream_headers: UpstreamHeaders, upstream_assertion_header: str,
+    upstream_headers: UpstreamHeaders, upstream_access_token_header: str, upstream_id_token_header: str,
+    upstream_assertion_header: str,
 ) -> Lines:
-    """Applications may read ``_`` and ``-`` in a header's name as the same."""
-    seen = {_folded(auth_header): "AUTH_HEADER"}
-    seen.setdefault(_folded(id_token_header), "ID_TOKEN_HEADER")
+    """Applications may read ``_`` and ``-`` in a header's name as the same. A token may take the place of the
+    one that came in ``Authorization``."""
+    came = {_folded(id_token_header): "ID_TOKEN_HEADER", _folded(auth_header): "AUTH_HEADER"}
     told = [
         ("USERID_HEADER", userid_header),
         ("GROUPS_HEADER", groups_header),
         ("AUTH_METHOD_HEADER", auth_method_header),
         *(("UPSTREAM_HEADERS", header) for header in upstream_headers.names),
+        ("UPSTREAM_ACCESS_TOKEN_HEADER", upstream_access_token_header),
+        ("UPSTREAM_ID_TOKEN_HEADER", upstream_id_token_header),
         ("UPSTREAM_ASSERTION_HEADER", upstream_assertion_header),
     ]
+    seen: dict[str, str] = {}
     for name, header in told:
+        folded = _folded(header)
+        bears = folded == "authorization" and name.endswith("_TOKEN_HEADER")
+        others = seen if bears else {**seen, **came}
         if not header:
             continue
-        elsewhere = name.startswith("UPSTREAM_") and _folded(header) == "authorization"
-        if _TAKEN.fullmatch(_folded(header)) or elsewhere:
+        if _TAKEN.fullmatch(folded) or (folded == "authorization" and name in _NO_TOKENS):
             yield f"{name}: {header} already means something in HTTP. Takes a header of its own."
-        elif _folded(header) in seen:
-            yield f"{name}: {header} is also {seen[_folded(header)]}. Takes a header of its own."
-        seen.setdefault(_folded(header), name)
+        elif folded in others:
+            yield f"{name}: {header} is also {others[folded]}. Takes a header of its own."
+        seen.setdefault(folded, name)
 
 
 def _folded(header: str) -> str:
@@ -260,8 +268,8 @@ def without_effect(texts: Mapping[str, str]) -> Lines:
         )
     if texts.get("USERID_TOKEN_HEADER"):
         yield (
-            "USERID_TOKEN_HEADER: accepted, without effect. No header carries the ID token to the "
-            "application."
+            "USERID_TOKEN_HEADER: accepted, without effect. UPSTREAM_ID_TOKEN_HEADER names the header that "
+            "carries the ID token to the application."
         )
 
 

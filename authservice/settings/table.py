@@ -232,6 +232,16 @@ class Declared(OfSessions):
         "Further headers, each with the value of a claim; a client's own never pass. Gateways have to be told of them.",
         otherwise="none", example='{"X-Auth-Name": "name", "X-Auth-Roles": "realm_access.roles"}',
     )
+    upstream_access_token_header: str = _identity(
+        kinds.HEADER_OR_OFF, "",
+        "The header that passes the access token on. In `Authorization` it stands behind `Bearer`. Tokens of sessions "
+        "are then kept in memory.",
+        otherwise="not sent", example="X-Auth-Request-Access-Token",
+    )
+    upstream_id_token_header: str = _identity(
+        kinds.HEADER_OR_OFF, "", "The header that passes the ID token on, in the same manner.",
+        otherwise="not sent", example="Authorization",
+    )
 
     upstream_assertion_header: str = _identity(
         kinds.HEADER_OR_OFF, "",
@@ -379,7 +389,9 @@ class Declared(OfSessions):
     oidc_state_store_path: str = _ignored(
         kinds.TEXT, "", "A login on its way needs no store: it is kept in the browser, sealed.",
     )
-    userid_token_header: str = _ignored(kinds.TEXT, "", "No header carries the ID token to the application.")
+    userid_token_header: str = _ignored(
+        kinds.TEXT, "", "The header that carries the ID token to the application is that of `UPSTREAM_ID_TOKEN_HEADER`.",
+    )
 
     warnings: tuple[str, ...] = field()
 
