@@ -33,6 +33,7 @@ from authservice.settings import Settings
 from authservice.settings.compat import ENDPOINTS
 from authservice.site import Site, SiteRules
 from authservice.urls import ReturnAddresses
+from authservice.wiring import Wiring
 
 Door = Callable[[], Response]
 
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
     pages: Pages
     now: Callable[[], datetime]
     counts: Counts
+    wiring: Wiring
     answer: Callable[[RequestParts], Reply]
     readiness: Readiness
 
@@ -139,6 +141,7 @@ def _site(settings: Settings, parts: Parts, browsers: Browsers) -> Site:
         ),
         now=parts.now,
         counts=parts.counts,
+        logged_in=parts.wiring.logged_in,
     )
 
 
