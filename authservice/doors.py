@@ -99,8 +99,10 @@ def build(settings: Settings, parts: Parts) -> Doors:
 
 
 def further_paths(settings: Settings) -> dict[str, str]:
-    """The paths of doors on the judge port besides the service's own."""
-    return {path: name for name in ENDPOINTS if name != "auth" for path in settings.compat_paths(name)}
+    """The paths of doors on the judge port besides the service's own. ``userinfo`` answers 200, which Envoy would
+    take for an allow that says nothing of the client's identity headers."""
+    names = {"start", "sign_in", "sign_out"} | (set() if "envoy" in settings.gateway else {"userinfo"})
+    return {path: name for name in ENDPOINTS if name in names for path in settings.compat_paths(name)}
 
 
 def _compat(
