@@ -59,6 +59,7 @@ from authservice.sessions.sqlite import SqliteStore
 from authservice.sessions.sweeping import Sweeper
 from authservice.settings import Secret, Settings
 from authservice.urls import PathPrefixes, ReturnAddresses
+from authservice.wiring import Wiring
 
 log = logging.getLogger(__name__)
 
@@ -157,11 +158,8 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
     )
     rounds = Rounds(keyring, settings.session_cookie_name, now)
     cookie_rules = CookieRules(
-        settings.session_cookie_name,
-        settings.session_max_age,
-        settings.session_cookie_domain,
-        settings.session_cookie_httponly,
-        settings.session_same_site,
+        settings.session_cookie_name, settings.session_max_age, settings.session_cookie_domain,
+        settings.session_cookie_httponly, settings.session_same_site,
     )
     entrance = Entrance(flow, rounds, sessions, cookie_rules, secure)
     claim_rules = ClaimRules(
@@ -210,6 +208,10 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         doors.further_paths(settings),
         frozenset(settings.compat_paths("auth")),
     )
+    wiring = Wiring(
+        settings.gateway, settings.prefix_path, sealer=keyring, session_cookie=settings.session_cookie_name,
+        wants_scheme=settings.outside_scheme is None, now=now, counts=counts,
+    )
     judging = judge.Judge(
         Gateways(
             settings.gateway, trust, own, settings.check_path_prefix,
@@ -223,6 +225,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         homepage_url=settings.homepage_url,
         counts=counts,
         log_allowed=settings.log_allowed,
+        wiring=wiring,
     )
     readiness = Readiness(
         {"provider": provider.ensure_known, "store": store.ping, **keepers.probes},
@@ -232,7 +235,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
         settings,
         doors.Parts(
             flow, entrance, rounds, provider, client, sessions, directory, pipeline.authenticate, claim_rules, headers,
-            return_addresses, trust, secure, pages, now, counts, judging.answer, readiness, completed.key_set,
+            return_addresses, trust, secure, pages, now, counts, wiring, judging.answer, readiness, completed.key_set,
         ),
     )
     return Service(

@@ -33,6 +33,7 @@ from authservice.settings import Settings
 from authservice.settings.compat import ENDPOINTS
 from authservice.site import Site, SiteRules
 from authservice.urls import ReturnAddresses
+from authservice.wiring import Wiring
 
 Door = Callable[[], Response]
 
@@ -56,6 +57,7 @@ class Parts(NamedTuple):
     pages: Pages
     now: Callable[[], datetime]
     counts: Counts
+    wiring: Wiring
     answer: Callable[[RequestParts], Reply]
     readiness: Readiness
     key_set: Callable[[], bytes] | None
@@ -114,8 +116,10 @@ def _published(key_set: Callable[[], bytes], browsers: Browsers) -> Door:
 
 
 def further_paths(settings: Settings) -> dict[str, str]:
-    """The paths of doors on the judge port besides the service's own."""
-    return {path: name for name in ENDPOINTS if name != "auth" for path in settings.compat_paths(name)}
+    """The paths of doors on the judge port besides the service's own. ``userinfo`` answers 200, which Envoy would
+    take for an allow that says nothing of the client's identity headers."""
+    names = {"start", "sign_in", "sign_out"} | (set() if "envoy" in settings.gateway else {"userinfo"})
+    return {path: name for name in ENDPOINTS if name in names for path in settings.compat_paths(name)}
 
 
 def _compat(
@@ -156,6 +160,7 @@ def _site(settings: Settings, parts: Parts, browsers: Browsers) -> Site:
         ),
         now=parts.now,
         counts=parts.counts,
+        logged_in=parts.wiring.logged_in,
     )
 
 

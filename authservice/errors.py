@@ -16,6 +16,7 @@ came from a provider or a client.
     │   ├── IdentityUnusable     one that cannot be passed on
     │   └── WrongAudience        a good token for somebody else
     ├── Misdirected        403   the gateway's check cannot be understood: a wiring fault
+    │   └── NotSent              it lacks what tells the original request
     ├── LoginRefused             the callback's refusals
     │   ├── LoginNotOurs   400   this browser did not begin this login
     │   ├── ProviderSaidNo 403   the provider's answer is an error about the person
@@ -147,6 +148,10 @@ class Misdirected(AuthServiceError):
     status = 403
     reason = Reason.MISCONFIGURED
     public = "The gateway in front of this site is not set up correctly."
+
+
+class NotSent(Misdirected):
+    """What tells the original request is not there at all."""
 
 
 class LoginRefused(AuthServiceError):

@@ -15,7 +15,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from urllib.parse import urlsplit
 
 from authservice.check import CheckRequest, RequestParts, names_a_demand
-from authservice.errors import Misdirected
+from authservice.errors import Misdirected, NotSent
 from authservice.urls import canonical_path
 
 Networks = Sequence[IPv4Network | IPv6Network]
@@ -39,14 +39,14 @@ VERDICTS_ONLY = Style(allow_status=204, redirects=False)
 """nginx and the original's verify endpoint: 204, 401 or 403; a redirect would be an error."""
 
 
+ACCEPTED = Style(allow_status=202, redirects=False)
+"""oauth2-proxy's ``auth``: 202, 401 or 403."""
+
+
 TELL_THE_ORIGINAL = frozenset(
     ("x-forwarded-method", "x-forwarded-uri", "x-original-method", "x-original-uri", "x-original-url")
 )
 """What the gateways besides Envoy tell the original request in, and Envoy's family never sends."""
-
-
-ACCEPTED = Style(allow_status=202, redirects=False)
-"""oauth2-proxy's ``auth``: 202, 401 or 403."""
 
 
 class Trust:
@@ -386,7 +386,7 @@ def _require_trusted(trust: Trust, parts: RequestParts) -> None:
 def _once(headers: Mapping[str, str], name: str) -> str:
     value = headers.get(name, "").strip()
     if not value:
-        raise Misdirected(f"the gateway did not send {name}")
+        raise NotSent(f"the gateway did not send {name}")
     if name not in ("x-forwarded-uri", "x-original-uri", "x-original-url") and "," in value:
         raise Misdirected(f"{name} was sent more than once")
     return value

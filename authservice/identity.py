@@ -407,6 +407,8 @@ class IdentityHeaders:
         for name, value in headers:
             if len(value) > MAX_HEADER:
                 raise IdentityUnusable(f"{name} would have more than {MAX_HEADER} bytes", public=_TOO_MUCH)
+        if not self._further:
+            return tuple(headers), self._spellings
         told = {name.lower() for name, _ in headers}
         return tuple(headers), (*(name for name in self._further_names if name not in told), *self._spellings)
 

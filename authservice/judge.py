@@ -21,7 +21,7 @@ from werkzeug.routing import Rule
 
 from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Remark, Reply, RequestParts
 from authservice.entrance import NO_STORE, Entrance, origin
-from authservice.errors import AuthServiceError, Misdirected, Reason
+from authservice.errors import AuthServiceError, Misdirected, NotSent, Reason
 from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
 from authservice.identity import AuthMethod
 from authservice.logs import Event, request_fields, request_id
@@ -29,6 +29,7 @@ from authservice.navigation import is_navigation
 from authservice.ops import OPEN, POLICY_OUTCOMES, Counts, Metric
 from authservice.pages import Page, Pages
 from authservice.pipeline import Pipeline
+from authservice.wiring import Wiring
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ RETRY_AFTER = ("Retry-After", "5")
 
 class Judge:
     """Answers checks. ``login_path`` and ``logout_path`` are the service's own, for its pages. What
-    is let pass is logged only with ``log_allowed``."""
+    is let pass is logged only with ``log_allowed``. ``wiring`` is shown every check that was answered."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Judge:
         homepage_url: str,
         counts: Counts | None = None,
         log_allowed: bool = False,
+        wiring: Wiring | None = None,
     ) -> None:
         self.gateways = gateways
         self._pipeline = pipeline
@@ -71,6 +73,7 @@ class Judge:
         }
         self._count_remark = {word: self._counts.adder(Metric.POLICY_VERDICTS, word) for word in POLICY_OUTCOMES}
         self._log_allowed = log_allowed
+        self._wiring = wiring
         self._made_for_nobody: dict[object, Any] = {}
 
     def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK) -> Reply:
@@ -86,7 +89,16 @@ class Judge:
             return self._misdirected(parts, error)
         decision = self._pipeline.decide(check, reach)
         if isinstance(decision, Allow):
-            return self._allowed(decision, dialect, check, parts)
+            reply = self._allowed(decision, dialect, check, parts)
+        else:
+            reply = self._not_allowed(decision, dialect, check, parts, reach)
+        if self._wiring is not None:
+            self._wiring.look(check)
+        return reply
+
+    def _not_allowed(
+        self, decision: Login | Deny, dialect: Dialect, check: CheckRequest, parts: RequestParts, reach: Reach
+    ) -> Reply:
         identifier = _request_id(parts)
         match decision:
             case Login() as login if login.redirect and dialect.style.redirects:
@@ -181,6 +193,8 @@ class Judge:
         )
 
     def _misdirected(self, parts: RequestParts, error: Misdirected) -> Reply:
+        if isinstance(error, NotSent) and self._wiring is not None:
+            self._wiring.not_understood()
         self._counts.add(Metric.DENIED, error.reason.value)
         log.warning(
             Event.DENIED.value,

@@ -56,6 +56,7 @@ class Event(str, Enum):
     OUTAGE_BEGAN = "provider_outage_began"
     OUTAGE_OVER = "provider_outage_over"
     SESSION_OVER = "session_ended_by_provider"
+    GATEWAY_LACKS = "gateway_lacks"
     SESSIONS_LOST = "new_tokens_lost"
     UNEXPECTED = "unexpected_error"
 

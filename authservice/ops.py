@@ -65,6 +65,16 @@ class EndedBy(str, Enum):
     FRONT_CHANNEL = "front_channel"
 
 
+class Sent(str, Enum):
+    """What a check has to bring of the request that it is about."""
+
+    COOKIE = "cookie"
+    ACCEPT = "accept"
+    SCHEME = "x_forwarded_proto"
+    AUTHORIZATION = "authorization"
+    ORIGINAL_URL = "original_url"
+
+
 _METHODS = (*(method.value for method in AuthMethod), OPEN)
 _REASONS = tuple(reason.value for reason in Reason)
 
@@ -111,6 +121,10 @@ class Metric(Enum):
     )
     POLICIES = ("policies", "Policies that count now, added up over all workers")
     POLICIES_REFUSED = ("policies_refused", "Workers that go on with older policies, since the new ones are faulty")
+    GATEWAY_LACKS = (
+        "gateway_lacks_total", "What the gateway was found not to send with its checks, once in each worker", "what",
+        tuple(sent.value for sent in Sent),
+    )
     STORE_FAILURES = ("store_failures_total", "Questions to the session store that brought no answer")
     PROVIDER_FAILURES = (
         "provider_failures_total", "Requests to the provider that brought no answer, or one of status 5xx",

@@ -75,8 +75,10 @@ class Site:
         rules: SiteRules,
         now: Callable[[], datetime],
         counts: Counts | None = None,
+        logged_in: Callable[[int], object] = lambda before: None,
     ) -> None:
         self._counts = counts or Counts()
+        self._logged_in = logged_in
         self._flow = flow
         self._entrance = entrance
         self._rounds = rounds
@@ -122,6 +124,7 @@ class Site:
         if finished.served_cookie:
             self._browsers.drop_cookie(answer, finished.served_cookie)
         rounds = self._rounds
+        self._logged_in(rounds.count(cookies))
         self._browsers.keep_cookie(answer, rounds.cookie_name, rounds.one_more(cookies), ROUNDS_WINDOW)
         return answer
 

@@ -1,23 +1,35 @@
-"""What a gateway has to send with a check, and the line of its configuration that makes it do so.
+"""What a gateway does not send with its checks: noticed, said once, with the line of configuration to add.
 
-The words are a closed list (`Sent`), the same in the log, the metrics and what ``authservice doctor`` says;
-the lines are those of the files in ``deploy/``.
+`Wiring` looks at checks after they were answered, and never changes an answer. What came once is taken to
+come always; what never came is missed only where something tells that the client must have sent it. The
+words are a closed list (`ops.Sent`), the same in the log, the metrics and what ``authservice doctor`` says;
+the lines are those of the files in ``deploy/``. Called by the judge and the callback.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from enum import Enum
+import logging
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Protocol
 
+import msgspec
 
-class Sent(str, Enum):
-    """What a check has to bring of the request that it is about."""
+from authservice.check import CheckRequest
+from authservice.logs import Event
+from authservice.ops import Counts, Metric, Sent
 
-    COOKIE = "cookie"
-    ACCEPT = "accept"
-    SCHEME = "x_forwarded_proto"
-    AUTHORIZATION = "authorization"
-    ORIGINAL_URL = "original_url"
+log = logging.getLogger(__name__)
+
+SIGNS = 3
+"""How often something has to be missed before it is said. A program may leave out what browsers never do."""
+
+MARK = "/authservice-doctor-"
+_MARK_LIFETIME = timedelta(minutes=1)
+_PURPOSE = "doctor-request"
 
 
 NAMES = {
@@ -103,3 +115,156 @@ def lines(sent: Sent, gateways: Sequence[str], prefix: str = "<prefix>") -> str:
     """What to write into the configuration of each gateway of ``GATEWAY``. ``prefix`` is the service's own "
     "path."""
     return " ".join(_LINES[gateway][sent] for gateway in gateways).replace("<prefix>", prefix)
+
+
+class Sealer(Protocol):
+    """Seals bytes under the service's own keys, for one purpose each."""
+
+    def seal(self, purpose: str, plaintext: bytes) -> str: ...
+
+    def open(self, purpose: str, sealed: str) -> bytes | None: ...
+
+
+class Mark(msgspec.Struct, frozen=True, array_like=True):
+    """In the path of a request of the doctor's: what was sent with it, and when (Unix time)."""
+
+    issued: float
+    sent: tuple[str, ...]
+    unique: str
+
+
+def marked_path(sealer: Sealer, sent: Iterable[Sent], now: datetime) -> str:
+    """A path that tells the service, and nobody else, what it was asked for with."""
+    mark = Mark(now.timestamp(), tuple(one.value for one in sent), secrets.token_hex(8))
+    return MARK + sealer.seal(_PURPOSE, msgspec.msgpack.encode(mark))
+
+
+class Wiring:
+    """What one process has seen of its gateways. Safe for threads; looking takes no lock.
+
+    ``wants_scheme``: nothing but the gateway tells whether browsers come over https.
+    """
+
+    def __init__(
+        self,
+        gateways: Sequence[str],
+        prefix: str,
+        *,
+        sealer: Sealer,
+        session_cookie: str,
+        wants_scheme: bool,
+        now: Callable[[], datetime],
+        counts: Counts,
+    ) -> None:
+        self._gateways = tuple(gateways)
+        self._prefix = prefix
+        self._sealer = sealer
+        self._session_cookie = session_cookie
+        self._now = now
+        self._counts = counts
+        self._signs: Counter[Sent] = Counter()
+        self._told: set[Sent] = set()
+        self._telling = threading.Lock()
+        self._logins = self._logins_again = 0
+        looks: dict[Sent, Callable[[CheckRequest], bool]] = {
+            Sent.COOKIE: self._cookie,
+            Sent.ACCEPT: self._accept,
+            Sent.AUTHORIZATION: _authorization,
+        }
+        if wants_scheme:
+            looks[Sent.SCHEME] = self._scheme
+        self._looks = tuple(looks.values())
+        self._read = False
+
+    def look(self, check: CheckRequest) -> None:
+        """Looks at a check that was answered."""
+        self._read = True
+        if MARK in check.target:
+            self._asked_by_the_doctor(check)
+        for came in self._looks:
+            if came(check):
+                # Two threads may both take one out; then the second one is looked for once more.
+                self._looks = tuple(look for look in self._looks if look != came)
+
+    def not_understood(self) -> None:
+        """A check came that lacks what tells the original request."""
+        if not self._read:
+            self._miss(Sent.ORIGINAL_URL)
+
+    def logged_in(self, before: int) -> None:
+        """A browser finished a login, after ``before`` others in a row: what it was given then did not come
+        back."""
+        self._logins += 1
+        self._logins_again += before > 0
+
+    # --- what may come ------------------------------------------------------------------------
+
+    def _cookie(self, check: CheckRequest) -> bool:
+        if "cookie" in check.headers:
+            return True
+        if self._logins_again and "authorization" not in check.headers:
+            self._miss(Sent.COOKIE)
+        return False
+
+    def _accept(self, check: CheckRequest) -> bool:
+        if "accept" in check.headers:
+            return True
+        # A gateway that passes on next to nothing hides even that a browser asks.
+        hidden = self._logins and "user-agent" not in check.headers
+        if hidden or _is_browser(check) or f"{self._session_cookie}=" in check.header("cookie"):
+            self._miss(Sent.ACCEPT)
+        return False
+
+    def _scheme(self, check: CheckRequest) -> bool:
+        if check.scheme is not None or "x-forwarded-proto" in check.headers:
+            return True
+        self._miss(Sent.SCHEME)
+        return False
+
+    def _asked_by_the_doctor(self, check: CheckRequest) -> None:
+        """Of this one it is known what was sent with it."""
+        sealed = check.target.partition(MARK)[2].partition("/")[0].partition("?")[0]
+        opened = self._sealer.open(_PURPOSE, sealed)
+        if opened is None:
+            return
+        try:
+            mark = msgspec.msgpack.decode(opened, type=Mark)
+        except msgspec.MsgspecError:
+            return
+        age = self._now().timestamp() - mark.issued
+        if not -_MARK_LIFETIME.total_seconds() <= age <= _MARK_LIFETIME.total_seconds():
+            return
+        for sent in (Sent.COOKIE, Sent.ACCEPT, Sent.AUTHORIZATION):
+            if sent.value in mark.sent and sent.value not in check.headers:
+                self._tell(sent)
+
+    # --- what is missed -----------------------------------------------------------------------
+
+    def _miss(self, sent: Sent) -> None:
+        self._signs[sent] += 1
+        if self._signs[sent] >= SIGNS:
+            self._tell(sent)
+
+    def _tell(self, sent: Sent) -> None:
+        with self._telling:
+            if sent in self._told:
+                return
+            self._told.add(sent)
+        self._counts.add(Metric.GATEWAY_LACKS, sent.value)
+        log.warning(
+            Event.GATEWAY_LACKS.value,
+            extra={
+                "what": sent,
+                "note": f"The gateway does not send {NAMES[sent]} with its checks: {WITHOUT[sent]}.",
+                "remedy": lines(sent, self._gateways, self._prefix),
+            },
+        )
+
+
+def _authorization(check: CheckRequest) -> bool:
+    """Whoever sends none may have none: only the doctor is known to have sent one."""
+    return "authorization" in check.headers
+
+
+def _is_browser(check: CheckRequest) -> bool:
+    return "sec-fetch-mode" in check.headers or check.header("user-agent").startswith("Mozilla/")

@@ -199,7 +199,7 @@ def probe(app: Flask, environ: dict[str, Any]) -> Probe:
         return Probe(None, drawn=drawn, records=records, counted=counted)
     # Said once in the life of a service: then the lane has said it, and the log must have it.
     for record in records:
-        if record.getMessage() == Event.SCHEME_UNKNOWN.value:
+        if record.getMessage() in (Event.SCHEME_UNKNOWN.value, Event.GATEWAY_LACKS.value):
             logging.getLogger(record.name).handle(record)
     body = b"" if environ["REQUEST_METHOD"] == "HEAD" else answer.body
     return Probe(answer.status, read_head(answer.head), body, drawn, records, counted)

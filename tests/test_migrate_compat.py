@@ -271,8 +271,13 @@ def test_where_the_provider_has_a_logout_it_comes_first(logged_in: Browser, prov
 # --- userinfo, ping, ready --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("port", PORTS)
-def test_userinfo_has_oauth2_proxys_names(port: int, compat: Browser, provider: Any) -> None:
+@pytest.mark.parametrize(
+    "port,gateway", [(Browser.SITE, "envoy"), (Browser.SITE, "nginx"), (Browser.JUDGE, "nginx")]
+)
+def test_userinfo_has_oauth2_proxys_names(
+    port: int, gateway: str, make_browser: MakeBrowser, provider: Any
+) -> None:
+    compat = make_browser(OAUTH2_PROXY_COMPAT="true", GATEWAY=gateway)
     assert compat.get("/oauth2/userinfo", port=port).status == 401
     provider.claims = {
         **provider.claims,
@@ -280,17 +285,24 @@ def test_userinfo_has_oauth2_proxys_names(port: int, compat: Browser, provider: 
         "groups": ["staff"],
         "preferred_username": "ann",
     }
-    compat.log_in()
+    compat.get(compat.at_provider(compat.send("GET", "/oauth2/start", **PAGE)))
     told = compat.get("/oauth2/userinfo", port=port).json
-    assert (
-        told.items()
-        >= {
-            "user": provider.claims["sub"],
-            "email": "ann@example.com",
-            "groups": ["staff"],
-            "preferredUsername": "ann",
-        }.items()
-    )
+    assert told.items() >= {
+        "user": provider.claims["sub"], "email": "ann@example.com", "groups": ["staff"], "preferredUsername": "ann"
+    }.items()  # fmt: skip
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("name", ["start", "sign_in", "sign_out", "userinfo", "auth"])
+def test_behind_envoy_a_200_is_an_allow_and_nothing_but_that(
+    folder: str, name: str, logged_in: Browser
+) -> None:
+    for method in ("GET", "POST", "HEAD", "OPTIONS"):
+        for site in ("same-origin", "cross-site"):
+            answer = logged_in.send(method, f"{folder}/{name}", **{**PAGE, "Sec_Fetch_Site": site})
+            told = {header.lower() for header, _ in answer.headers}
+            removed = (answer.header("x-envoy-auth-headers-to-remove") or "").split(",")
+            assert answer.status != 200 or "kubeflow-userid" in told | set(removed)
 
 
 def test_probes_are_on_the_site_port(compat: Browser, provider: Any) -> None:

@@ -76,6 +76,7 @@ CHOICES: dict[str, list[str | None]] = {
     "SKIP_AUTH_URLS": [None, "/public/,/open", "/public/,/open", "/", "/dex,/a%20b,/ü", "https://x.example/y,/public/"],
     "UNAUTHENTICATED_RESPONSE": [None, None, "redirect", "401"],
     "ALLOW_CORS_PREFLIGHT": [None, "true"],
+    "OAUTH2_PROXY_COMPAT": [None, "true"],
     "GROUPS_ALLOWLIST": [None, None, None, None, "admins", "dev,ünï", ""],
     "USERID_CLAIM": [None, "preferred_username"],
     "USERID_HEADER": [None, None, "X-Forwarded-User", ""],
@@ -225,7 +226,8 @@ IN_FRONT = ["", "", "", "", "/check", "/check/", "/authservice/check", "/authser
             "/a/verify", "/verify", "/public", "/authservice"]
 OWN = ["/authservice/verify", "/verify", "/a/verify", "/authservice/forward-auth", "/forward-auth", "/a/forward-auth",
        "/authservice/forward-auth?x=1", "/authservice/verify?y", "/authservice/login", "/authservice/logout",
-       "/authservice/oidc/callback?code=c&state=s", "/check/authservice/logout", "/cb", "/authservice/verify/../x"]
+       "/authservice/oidc/callback?code=c&state=s", "/check/authservice/logout", "/cb", "/authservice/verify/../x",
+       "/oauth2/auth", "/oauth2/auth?allowed_groups=a,b", "/oauth2/auth?allowed_groups=", "/oauth2/sign_in?rd=/x"]
 
 PLAIN: list[tuple[str, str]] = [
     *[("Host", value) for value in ("app.example", "App.Example:8443", "evil.example", "[::1]:80", "a b", "",

@@ -28,6 +28,7 @@ class Part(str, Enum):
     PAGES = "pages"
     GATEWAY = "gateway"
     WIRING = "wiring"
+    NOTICED = "running service"
 
 
 class State(str, Enum):

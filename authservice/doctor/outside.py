@@ -20,11 +20,12 @@ from authservice.doctor.certificates import certificate
 from authservice.doctor.findings import Finding, Part, bad, good, odd, skipped
 from authservice.errors import Reason
 from authservice.oidc.pending import PendingLogins, State
+from authservice.ops import Sent
 from authservice.outbound import Http, OutboundFault, Response
 from authservice.sessions.seal import Keyring, new_secret
 from authservice.settings import Settings
 from authservice.strictjson import BadJson
-from authservice.wiring import NAMES, WITHOUT, Sent, lines
+from authservice.wiring import NAMES, WITHOUT, lines, marked_path
 
 PAGE = {"Accept": "text/html,application/xhtml+xml"}
 PROGRAM = {"Accept": "application/json"}
@@ -80,7 +81,7 @@ class _Outside:
     def _asks(self, http: Http) -> Generator[Finding, None, list[Sent] | None]:
         """As a program of nobody. Gives what was seen to be passed on, or ``None`` where a login is no
         question."""
-        answer = http.get(self.origin + self._target(), PROGRAM)
+        answer = http.get(self.origin + self._target(Sent.ACCEPT), PROGRAM)
         told = _told_reason(answer)
         redirected = answer.status == 302 and self._state(answer) is not None
         if answer.status == 401 or redirected or told == Reason.POLICY.value:
@@ -160,7 +161,7 @@ class _Outside:
             yield good(Part.WIRING, f"The gateway passes on: {', '.join(NAMES[sent] for sent in seen)}.")
 
     def _as_browser(self, http: Http) -> Iterator[tuple[Sent, Finding | None]]:
-        target = self._target()
+        target = self._target(Sent.ACCEPT, Sent.COOKIE)
         cookie = f"{self.settings.session_cookie_name}={new_secret()}"
         answer = http.get(self.origin + target, {**PAGE, "Cookie": cookie})
         state = self._state(answer)
@@ -223,7 +224,7 @@ class _Outside:
         headers = {**PROGRAM, "Authorization": f"Bearer {token}"}
         if self.settings.id_token_header.lower() != "authorization":
             headers[self.settings.id_token_header] = token
-        answer = http.get(self.origin + self._target(), headers)
+        answer = http.get(self.origin + self._target(Sent.ACCEPT, Sent.AUTHORIZATION), headers)
         return "invalid_token" in answer.headers.get("www-authenticate", "")
 
     # --- what belongs to us -------------------------------------------------------------------
@@ -267,15 +268,20 @@ class _Outside:
 
     # --- helpers ------------------------------------------------------------------------------
 
-    def _target(self) -> str:
-        """A page that nothing keeps for later, with a query that has to come through as it is."""
-        return f"{self.base}/authservice-doctor-{secrets.token_hex(6)}/page?page=2&sort=%C3%A9"
+    def _target(self, *sent: Sent) -> str:
+        """A page that nothing keeps for later, and that tells the service what it was asked for with; its
+        query has to come through as it is."""
+        return f"{self.base}{marked_path(self._keyring, sent, self.now())}/page?page=2&sort=%C3%A9"
+
+    @property
+    def _keyring(self) -> Keyring:
+        return Keyring(self.settings.sealing_key_material())
 
     def _state(self, answer: Response) -> State | None:
         """The login that a redirect begins, when it is one of ours."""
         query = parse_qs(urlsplit(answer.headers.get("location", "")).query)
         logins = PendingLogins(
-            Keyring(self.settings.sealing_key_material()),
+            self._keyring,
             self.settings.session_cookie_name,
             self.now,
             secrets.token_urlsafe,
