@@ -92,7 +92,7 @@ def test_every_way_to_write_a_list() -> None:
         "cookie_secure": ("false",),
     }
     assert from_environment({"OAUTH2_PROXY_EMAIL_DOMAINS": "a, b"}) == {"email_domains": ("a", "b")}
-    assert from_environment({"OAUTH2_PROXY_EXTRA_JWT_ISSUERS": ""}) == {}
+    assert from_environment({"OAUTH2_PROXY_EXTRA_JWT_ISSUERS": "", "OAUTH2_PROXY_COMPAT": "true"}) == {}
 
 
 @pytest.mark.parametrize(
