@@ -28,6 +28,7 @@ class Who(Enum):
     LOGGED_IN = "somebody logged in"
     NOBODY = "a stranger"
     EXPIRED = "somebody whose session has expired"
+    MANY_GROUPS = "somebody in so many groups that their names take 15 KB"
     NOT_ALLOWED = "somebody logged in, in none of the groups allowed"
     TOKEN = "a program with a good token"
     BAD_TOKEN = "a program with a bad token"
@@ -45,6 +46,7 @@ class Identity(Enum):
     """The identity headers at the application: user, groups, method. The value is how the pages say it."""
 
     COOKIE = "the person"
+    MANY_GROUPS = "the person, with all groups"
     HEADER = "the program"
     NONE = "nobody"
     EMPTY = "nobody (empty headers)"
@@ -128,6 +130,7 @@ FORGED: Headers = (
     ("Auth-Method", "evil"),
     ("kubeflow_userid", "evil"),
 )
+GROUPS_OF_15_KB = ("a", *(f"group-{number:04}-of-many" for number in range(830)))
 COOKIES_OF_30_KB: Headers = tuple((f"other{number}", "v" * 985) for number in range(30))
 
 APPLICATION = Gets(200, "the application's answer", (("Set-Cookie", ""),), "Application")
@@ -212,6 +215,7 @@ ROWS: tuple[Row, ...] = (
         body=BODY,
     ),
     Row("PUT with a body, not logged in", Who.NOBODY, REFUSED, "PUT", headers=CURL, body=BODY),
+    Row("15 KB of groups", Who.MANY_GROUPS, Outcome(APPLICATION, Sees(Identity.MANY_GROUPS)), headers=PAGE),
     Row("30 KB of cookies", Who.LOGGED_IN, PASSES, headers=PAGE, cookies=COOKIES_OF_30_KB),
     Row("30 KB of cookies, not logged in", Who.NOBODY, LOGIN, headers=PAGE, cookies=COOKIES_OF_30_KB),
     Row("encoded slash", Who.LOGGED_IN, PASSES, target="/a%2Fb?c=%2F", headers=PAGE),

@@ -76,8 +76,8 @@ server {{
     proxy_set_header X-Forwarded-For $remote_addr;
     proxy_set_header X-Auth-Request-Redirect $request_uri;
     proxy_buffering off;
-    proxy_buffer_size 4k;
-    proxy_buffers 4 4k;
+    proxy_buffer_size {told["proxy-buffer-size"]};
+    proxy_buffers 4 {told["proxy-buffer-size"]};
     proxy_request_buffering on;
     proxy_pass_request_headers on;
     proxy_pass http://127.0.0.1:{places.judge}{asked.path};

@@ -92,7 +92,7 @@ def test_every_way_to_write_a_list() -> None:
         "cookie_secure": ("false",),
     }
     assert from_environment({"OAUTH2_PROXY_EMAIL_DOMAINS": "a, b"}) == {"email_domains": ("a", "b")}
-    assert from_environment({"OAUTH2_PROXY_EXTRA_JWT_ISSUERS": ""}) == {}
+    assert from_environment({"OAUTH2_PROXY_EXTRA_JWT_ISSUERS": "", "OAUTH2_PROXY_COMPAT": "true"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +174,8 @@ def test_kubeflows_configuration_becomes_settings_with_which_a_start_succeeds() 
             "IDTOKEN_AUTHN_ENABLED",
             "SERVER_PORT",
             "OAUTH2_PROXY_COMPAT",
+            "UPSTREAM_HEADERS",
+            "UPSTREAM_ID_TOKEN_HEADER",
         )
     } == {
         "OIDC_PROVIDER": "http://dex.auth.svc.cluster.local:5556/dex",
@@ -192,16 +194,18 @@ def test_kubeflows_configuration_becomes_settings_with_which_a_start_succeeds() 
         "IDTOKEN_AUTHN_ENABLED": "true",
         "SERVER_PORT": "4180",
         "OAUTH2_PROXY_COMPAT": "true",
+        "UPSTREAM_HEADERS": "oauth2-proxy",
+        "UPSTREAM_ID_TOKEN_HEADER": "Authorization",
     }
     assert not plan.policy and not plan.closed
-    assert {"ssl_insecure_skip_verify", "custom_sign_in_logo"} <= lost(plan)
+    assert lost(plan) == {"ssl_insecure_skip_verify", "custom_sign_in_logo"}
 
 
 def test_every_setting_that_is_printed_exists() -> None:
     known = {row.name for row in ROWS} | {"CLIENT_SECRET_FILE"}
     for folder in (ROOT / "authservice" / "migrate").glob("*.py"):
         named = set(re.findall(r'plan\.set\(\s*"([A-Z0-9_]+)"', folder.read_text("utf-8")))
-        assert {name for name in named if not name.startswith("UPSTREAM_")} <= known, folder
+        assert named <= known, folder
 
 
 # --- who may pass -----------------------------------------------------------------------------
@@ -365,6 +369,30 @@ def test_our_own_addresses(given: dict[str, str], callback: str, prefix: str) ->
     assert not examine(settings).problems
 
 
+def test_what_the_application_is_told() -> None:
+    checked = values(plan_of(set_xauthrequest="true", pass_access_token="true"))
+    assert checked["UPSTREAM_HEADERS"] == "oauth2-proxy"
+    assert checked["UPSTREAM_ACCESS_TOKEN_HEADER"] == "X-Auth-Request-Access-Token"
+    passing = plan_of(
+        upstreams="http://app:80",
+        oidc_email_claim="mail",
+        pass_access_token="true",
+        pass_authorization_header="true",
+    )
+    settings = values(passing)
+    assert json.loads(settings["UPSTREAM_HEADERS"]) == {
+        "X-Forwarded-User": "sub",
+        "X-Forwarded-Email": "mail",
+        "X-Forwarded-Preferred-Username": "preferred_username",
+        "X-Forwarded-Groups": "groups",
+    }
+    assert settings["UPSTREAM_ACCESS_TOKEN_HEADER"] == "X-Forwarded-Access-Token"
+    assert settings["UPSTREAM_ID_TOKEN_HEADER"] == "Authorization"
+    assert "upstreams" in lost(passing)
+    assert not examine(checked).problems and not examine(settings).problems
+    assert not {name for name in values(plan_of()) if name.startswith("UPSTREAM_")}
+
+
 def test_where_redis_is() -> None:
     one = values(
         plan_of(session_store_type="redis", redis_connection_url="redis://r:6379/2", redis_password="s3cr3t")
@@ -522,3 +550,16 @@ def test_the_table_of_options_names_options_only() -> None:
     found.add({"email_domains": ("*",), "session_store_type": ("redis",), "cookie_expire": ("24h",)})
     strange = {note.options for note in migrate(found).notes if "Is it spelt right?" in note.text}
     assert len(named) > 30 and not strange
+
+
+def test_the_commands_of_the_documents_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "oauth2_proxy.cfg").write_bytes(KUBEFLOW.read_bytes())
+    lines = "\n".join(path.read_text("utf-8") for path in DOCUMENTS).splitlines()
+    commands = [line.partition(" > ")[0] for line in lines if line.startswith("authservice migrate ")]
+    assert len(commands) >= 2
+    for command in commands:
+        assert main(shlex.split(command)[1:], {}) == 1, command
+        assert "OIDC_PROVIDER" in capsys.readouterr().out

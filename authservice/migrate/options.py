@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 ENVIRONMENT = "OAUTH2_PROXY_"
+_OURS = "OAUTH2_PROXY_COMPAT"
 MOST_READ = 1 << 20
 
 LISTS: Mapping[str, str] = {
@@ -143,7 +144,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {
         _name(key.removeprefix(ENVIRONMENT)): _values(_name(key.removeprefix(ENVIRONMENT)), value, key)
         for key, value in environ.items()
-        if key.startswith(ENVIRONMENT) and value
+        if key.startswith(ENVIRONMENT) and key != _OURS and value
     }
 
 

@@ -8,7 +8,6 @@ from enum import Enum
 
 from authservice.settings.table import ROWS
 
-KNOWN = frozenset(row.name for row in ROWS) | {"CLIENT_SECRET_FILE"}
 SECRETS = frozenset(row.name for row in ROWS if row.secret)
 
 
@@ -55,9 +54,6 @@ class Plan:
 
     def set(self, name: str, value: str, origin: str) -> None:
         """Sets one of our settings."""
-        if name not in KNOWN:
-            self.lost(origin, f"{name} is no setting of this version.")
-            return
         self.settings[name] = Setting(name, value, origin)
 
     def lost(self, options: str, text: str) -> None:

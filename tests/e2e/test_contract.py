@@ -37,6 +37,7 @@ pytestmark = pytest.mark.external
 IDENTITY = ("kubeflow-userid", "kubeflow-groups", "auth-method")
 WHO = {
     Identity.COOKIE: [["alice@example.org"], ["a,b"], ["cookie"]],
+    Identity.MANY_GROUPS: [["carol@example.org"], [",".join(contract_table.GROUPS_OF_15_KB)], ["cookie"]],
     Identity.HEADER: [["alice@example.org"], ["a,b"], ["header"]],
     Identity.NONE: [[], [], []],
     Identity.EMPTY: [[""], [""], [""]],
@@ -65,6 +66,9 @@ class World:
     def _make(self, who: Who) -> Person:
         if who is Who.LOGGED_IN:
             return self.stack.logged_in()
+        if who is Who.MANY_GROUPS:
+            self.stack.provider.regroup("carol", contract_table.GROUPS_OF_15_KB)
+            return self.stack.logged_in("carol")
         person = self.stack.person("bob")
         if who is Who.NOT_ALLOWED:
             assert person.log_in(self.stack.url + "/").answer.status == 403
@@ -193,9 +197,12 @@ def test_contract(world: World, row: Row, marker: str) -> None:
         assert b"set-cookie" not in head, "an allow that depends on the gateway to pass a cookie on"
 
 
-def test_a_gateway_that_GATEWAY_does_not_name_lets_nobody_pass(world: World, marker: str, tmp_path: Path) -> None:
+def test_a_gateway_that_GATEWAY_does_not_name_lets_nobody_pass(
+    world: World, marker: str, tmp_path: Path
+) -> None:
     """Our own paths are open, and an endpoint that was not chosen is one of them no more than any other."""
-    settings = {**world.stack.service.settings, "GATEWAY": "nginx" if world.stack.kind == "envoy" else "envoy"}
+    settings = {**world.stack.service.settings}
+    settings["GATEWAY"] = "nginx" if world.stack.kind == "envoy" else "envoy"
     settings.update(SERVER_PORT=str(free_port()), WEB_SERVER_PORT=str(free_port()))
     other = RunningService(tmp_path, settings)
     world.late()  # which would be cut short

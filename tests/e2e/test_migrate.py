@@ -24,7 +24,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from authservice.settings.table import ROWS
 from tests.e2e.person import NAVIGATION, Person
 from tests.e2e.processes import Program, listens
 from tests.e2e.recorder import Recorder, Seen
@@ -257,11 +256,7 @@ def provider() -> Iterator[FakeProvider]:
         yield running
 
 
-PASSES_TOKENS_ON = "UPSTREAM_ID_TOKEN_HEADER" in {row.name for row in ROWS}
-WAYS = ("own headers", "to the letter") if PASSES_TOKENS_ON else ("own headers",)
-
-
-@pytest.fixture(scope="module", params=WAYS)
+@pytest.fixture(scope="module", params=["own headers", "to the letter"])
 def kubeflow(
     request: pytest.FixtureRequest, provider: FakeProvider, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Kubeflow]:
