@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from authservice.check import Allow
+from authservice.check import Allow, RequestParts
 from authservice.errors import IdentityUnusable, SettingsError
+from authservice.fastlane import FastLane
 from authservice.identity import MAX_HEADER, AuthMethod, Identity, IdentityHeaders, VerifiedClaims
 from authservice.sessions.copies import live_session
 from authservice.upstream import MOST_HEADERS, TOKENS, TokenHeaders, Tokens, UpstreamHeaders, claim_value
@@ -339,6 +340,18 @@ def test_tokens_of_a_session_and_of_nobody(make_browser: Callable[..., Browser],
             "authorization": "Bearer " + latest_id_token(browser),
         }
     assert further(browser.get("/public", **forged)) == {}
+
+
+def test_the_fast_lane_stays(make_browser: Callable[..., Browser], provider: FakeProvider) -> None:
+    browser = make_browser(**BOTH, UPSTREAM_HEADERS="oauth2-proxy", AUDIENCES="api", SKIP_AUTH_URLS="/public")
+    browser.log_in()
+    browser.get("/app")  # makes the copy
+    lane = FastLane(browser.app.extensions["authservice"].judge)
+    cookie = {"cookie": f"authservice_session={browser.session}"}
+    bearer = {"authorization": "Bearer " + provider.access_token("api")}
+    for target, sent in (("/app", cookie), ("/app", bearer), ("/public", {})):
+        told = lane.ask(RequestParts("GET", target, {"host": "app.example", **sent}, "127.0.0.1"))
+        assert told is not None and told.status == 200, target
 
 
 def test_a_sessions_value_as_bearer_never_goes_further(make_browser: Callable[..., Browser]) -> None:

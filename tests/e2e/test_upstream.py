@@ -39,11 +39,7 @@ Change = tuple[str, bool]
 
 PLACES: Mapping[str, tuple[str, Sequence[Change]]] = {
     "envoy": ("envoy/envoy.yaml", [(r" *- \{exact: auth-method, ignore_case: true\}\n", True)] * 2),
-    "nginx": (
-        "nginx/authservice.conf",
-        [(r" *proxy_set_header Auth-Method \$authservice_method;\n", True)] * 2
-        + [(r" *proxy_pass http://authservice_judge/authservice/verify;\n", True)],
-    ),
+    "nginx": ("nginx/authservice.conf", [(r" *proxy_set_header Auth-Method \$authservice_method;\n", True)] * 2),
     "traefik": ("traefik/dynamic.yml", [(r" *authResponseHeaders: .*\n", False)] * 2),
     "caddy": ("caddy/Caddyfile", [(r"\t*copy_headers .*\n", False)] * 2),
 }
