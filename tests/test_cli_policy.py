@@ -31,12 +31,14 @@ from authservice.cli_policy import SENTENCES
 from authservice.ops import Metric
 from authservice.policy.question import Ground
 from authservice.rehearsal.answers import Rehearsal
-from authservice.rehearsal.asked import Asked, parts_of
+from authservice.rehearsal.asked import Asked, joined, parts_of
 from authservice.rehearsal.cases import Case, read_cases
 from authservice.rehearsal.means import gather, load
 from authservice.sessions import Session
 from authservice.settings.table import ROWS
 from tests.conftest import Answer, ask
+from tests.policy_generator import policy_set
+from tests.policy_tokens import key_set
 from tests.provider import FakeProvider, rsa_key
 
 ROOT = Path(__file__).parent.parent
@@ -226,6 +228,32 @@ def test_both_agree_about_paths_and_hosts_that_are_meant_to_deceive(name: str, m
             assert VERDICTS[status] == answer.verdict, (authority, target, claims, answer)
             asked += 1
     assert asked > 300
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_both_agree_about_what_is_drawn_at_random(seed: int, tmp_path: Path, make_app: Callable[..., Flask]) -> None:
+    drawn = policy_set(700_000 + seed, key_set, 60)
+    policies = [json.dumps(one) for one in drawn.documents if one["kind"] == "AuthorizationPolicy"]
+    (tmp_path / "drawn.yaml").write_text("\n---\n".join(policies))
+    settings = {"POLICY_PATH": str(tmp_path / "drawn.yaml"), "POLICY_PEER_HEADER": "x-forwarded-client-cert"}
+    app = make_app(TRUSTED_PROXIES="127.0.0.1", **settings)
+    means = gather(settings)
+    rehearsal = Rehearsal(load(means), means, lambda: datetime.now(timezone.utc))
+    asked = 0
+    for sent in drawn.requests:
+        url = f"https://{sent.host}{sent.target}"
+        headers = joined([(name.lower(), value) for name, value in sent.headers if name.lower() != "authorization"])
+        if not re.fullmatch("[!-~]+", url) or "#" in url or "access_token" in url or not " ".join(headers.values()).isascii():
+            continue
+        claims = dict(sent.claims) if sent.claims is not None else None
+        answer = rehearsal.ask(Asked(sent.method, url, headers, claims, source=sent.remote, remote=sent.remote))
+        live = {**headers, "Host": sent.host, "X-Forwarded-Proto": "https", "X-Forwarded-For": sent.remote}
+        if claims is not None:
+            live["Cookie"] = f"authservice_session={session(app, claims)}"
+        status = ask(app, sent.method, sent.target, port=8080, headers=live).status
+        assert VERDICTS[status] == answer.verdict, (sent, answer)
+        asked += 1
+    assert asked > 20, "too few of these requests have a URL"
 
 
 def test_the_corpus_meets_every_ground(run: Run) -> None:
