@@ -240,6 +240,11 @@ def spoil(folder: Path, how: str) -> None:
         case "a link that leads nowhere":
             (folder / "b.yaml").unlink()
             (folder / "b.yaml").symlink_to("nowhere.yaml")
+        case "a pipe":
+            os.mkfifo(folder / "c.yaml")
+        case "a loop of links":
+            (folder / "b.yaml").unlink()
+            (folder / "b.yaml").symlink_to("b.yaml")
         case "a folder of that name":
             shutil.rmtree(folder)
             folder.write_bytes(b"\xff\xfe\x00")
@@ -247,7 +252,7 @@ def spoil(folder: Path, how: str) -> None:
 
 SPOILT = [
     "nonsense", "unknown field", "two of one name", "no workload", "empty folder", "no folder",
-    "a link that leads nowhere", "a folder of that name",
+    "a link that leads nowhere", "a pipe", "a loop of links", "a folder of that name",
 ]  # fmt: skip
 
 

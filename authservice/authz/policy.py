@@ -28,7 +28,8 @@ Addresses = Callable[[Mapping[str, str]], tuple[str | None, str | None]]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SPIFFE = "spiffe://"
-_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;]*))\s*(;|,|\Z)')
+# No two parts that follow each other take the same character: blanks without end cost no more than others.
+_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"\s*|([^",;]*))(;|,|\Z)')
 _ESCAPED = re.compile(r"\\(.)")
 _MOST_NAMED = 10
 _NOTHING: frozenset[str] = frozenset()
