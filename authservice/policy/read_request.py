@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from authservice.oidc.keys import SIGNING_ALGORITHMS, read_key_set
-from authservice.policy.fields import Spot, header_name, shown
+from authservice.policy.fields import Spot, header_name, seen_header_name, shown
 from authservice.policy.resources import JwtRule, Place, RequestAuthentication, Selection
 from authservice.policy.yaml_lines import Kind
 from authservice.strictjson import read_object
@@ -101,7 +101,7 @@ def _key_set(text: str) -> Mapping[str, Any]:
 
 def _from_header(entry: Spot) -> tuple[str, str]:
     entry.refuse_others(("name", "prefix"))
-    name = entry.required_value("name", header_name) or ""
+    name = entry.required_value("name", seen_header_name) or ""
     return name.lower(), entry.text("prefix")
 
 
