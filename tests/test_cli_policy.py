@@ -442,6 +442,13 @@ def test_wrong_uses_of_explain_say_what_is_taken(arguments: list[str], words: st
     assert (said.status, said.out) == (2, "") and words in said.err
 
 
+@pytest.mark.parametrize("token", ["e30.e30.c2ln", "e30.e30." + "c2ln" * 200])
+def test_a_token_in_the_place_of_its_file_is_not_printed(token: str, run: Run, policy: Path) -> None:
+    said = run("explain", "--policy", policy, "--url", URL, "--token", token)
+    assert said.status == 2 and "--token: a file" in said.err
+    assert "e30.e30" not in said.out + said.err
+
+
 @pytest.mark.parametrize("arguments", [["check"], ["explain", "--url", URL], ["test", str(CORPUS / "claims-cases.yaml")]])
 def test_policies_have_to_be_named(arguments: list[str], run: Run, tmp_path: Path) -> None:
     if arguments[0] == "test":
@@ -647,6 +654,7 @@ FAULTY = {
     "- {name: a, method: GET, url: 'http://a', expect: deny, policy: readers}": ":1: cases[0].policy: a policy is named with its namespace",
     "- {name: a, method: GET, url: 'http://a', expect: deny, rule: first}": ":1: cases[0].rule: the number of a rule",
     "- {name: a, method: GET, url: 'http://a', expect: deny, rule: -1}": ":1: cases[0].rule: the number of a rule",
+    f"- {{name: a, method: GET, url: 'http://a', expect: deny, rule: {'9' * 5000}}}": ":1: cases[0].rule: the number of a rule",
 }
 
 
@@ -661,9 +669,15 @@ def test_each_slip_in_a_table_is_told_with_its_line(text: str, run: Run, policy:
 
 def test_a_table_that_is_not_there_or_no_text(run: Run, policy: Path, tmp_path: Path) -> None:
     said = run("test", tmp_path / "absent.yaml", "--policy", policy)
-    assert said.status == 2 and "No such file" in said.err
+    assert said.status == 2 and "No such file" in said.out
     (tmp_path / "latin.yaml").write_bytes(b"\xff\xfe")
     assert run("test", tmp_path / "latin.yaml", "--policy", policy).status == 2
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(run: Run, policy: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cases.yaml")
+    said = run("test", tmp_path / "cases.yaml", "--policy", policy)
+    assert said.status == 2 and "no regular file" in said.out
 
 
 def test_options_come_before_the_tables_settings_and_these_before_the_environment(run: Run, tmp_path: Path) -> None:
