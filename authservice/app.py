@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
 import flask
@@ -67,9 +68,8 @@ SCHEME_UNKNOWN = (
 JUDGE, SITE, PROBE = "judge", "site", "probe"
 
 
-def utc_now() -> datetime:
-    """The service's clock."""
-    return datetime.now(timezone.utc)
+utc_now: Clock = partial(datetime.now, timezone.utc)
+"""The service's clock."""
 
 
 @dataclass(frozen=True, slots=True)

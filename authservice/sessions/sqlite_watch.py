@@ -72,10 +72,8 @@ class SqliteWatch:
 
     def stamp(self) -> object | None:
         sight = self._sight
-        if sight is not None:
-            number, seen, until, stamp, *_ = sight
-            if number[0] == seen and monotonic() < until:
-                return stamp
+        if sight is not None and sight.number[0] == sight.seen and monotonic() < sight.until:
+            return sight.stamp
         with self._alone() as alone:
             if not alone:
                 return self._seen_lately()
