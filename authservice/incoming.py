@@ -198,11 +198,12 @@ class Incoming:
             or len(headers) != lines
             or lines > MOST_FIELDS
             or "" in headers
-            or not self._knows(headers.get("host"))
+            or not (headers.get("host") in self._hosts or self._knows(headers.get("host")))
         ):
             self._renew()
             return None
-        self.keep_alive = headers.get("connection", "").lower() != "close"
+        connection = headers.get("connection")
+        self.keep_alive = connection is None or connection.lower() != "close"
         self.http10 = False
         self.body = b""
         return RequestParts(method, target.decode("ascii"), headers, self._peer)
