@@ -72,7 +72,7 @@ class Trust:
 
     def scheme(self, parts: RequestParts) -> str | None:
         """``"http"`` or ``"https"`` as the person sees it; ``None`` when nothing trustworthy tells."""
-        if self._outside_scheme is not None:
+        if self._outside_scheme is not None or not self._proxies:
             return self._outside_scheme
         if not self.trusts(parts.peer):
             return None
@@ -121,7 +121,7 @@ class EnvoyDialect:
         return rest if rest.startswith("/") else "/" + rest
 
     def read(self, parts: RequestParts) -> CheckRequest:
-        target = self.original_target(parts)
+        target = self.original_target(parts) if self._check_prefix else parts.target or ""
         if target is None:
             raise Misdirected("the check's path does not begin with CHECK_PATH_PREFIX")
         return CheckRequest(

@@ -140,12 +140,18 @@ class PathPrefixes:
         self._whole = frozenset(path for path in paths if not path.endswith("/"))
         self._below = frozenset(path if path.endswith("/") else path + "/" for path in paths)
         self._depth = max((path.count("/") for path in self._below), default=0)
+        self._beginnings = frozenset(path[: path.find("/", 1)] for path in self._below)
+        self._everything = "/" in self._below
 
     def matches(self, path: str | None) -> bool:
-        """Whether a canonical path is covered. ``None`` (no canonical form) never is. Looks once
-        at each segment that a prefix could end with, however many prefixes there are."""
-        if path is None or not self._depth:
+        """Whether a canonical path is covered. ``None`` (no canonical form) never is. Looks at the first
+        segment, which most paths share with no prefix, and then once at each that a prefix could
+        end with, however many prefixes there are."""
+        if path is None:
             return False
+        end = path.find("/", 1)
+        if (path if end < 0 else path[:end]) not in self._beginnings:
+            return self._everything
         if path in self._whole:
             return True
         end = 0

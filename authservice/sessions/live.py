@@ -91,6 +91,7 @@ class Sessions:
         self._copies = Copies(cache_size, counts.adder(Metric.SESSION_INVALIDATIONS))
         counts.gauge(Metric.SESSIONS_HELD, lambda: len(self._copies))
         self._watch = store.watch(self._copies.forget)
+        self._stamp, self._find = self._watch.stamp, self._copies.find
         self._touches = Touches(self._write_touch, self._renew, counts)
 
     def start(self) -> None:
@@ -112,8 +113,8 @@ class Sessions:
     def quick(self, secret: str) -> LiveSession | None:
         """The live session of this secret where a copy says so that needs no second look, and no
         refresh of it is due. ``None`` says nothing: `load` tells. Never waits."""
-        stamp = self._watch.stamp()
-        copy = self._copies.find(secret)  # after the stamp: what it vouches for is not forgotten then
+        stamp = self._stamp()
+        copy = self._find(secret)  # after the stamp: what it vouches for is not forgotten then
         if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
             self._count_hit()
             return copy.session
