@@ -91,7 +91,9 @@ def policy_path(target: str) -> str | None:
             named.append(segment)
             kept.append(segment)
     if segments[-1] in (".", ".."):
-        kept.append("")  # what it leads to is a folder
+        # What it leads to is a folder.
+        named.append("")
+        kept.append("")
     query = target[len(path):]
     if canonical_path(f"{first}/{'/'.join(named)}{query}") is None:
         return None
