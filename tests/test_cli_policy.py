@@ -449,6 +449,17 @@ def test_a_token_in_the_place_of_its_file_is_not_printed(token: str, run: Run, p
     assert "e30.e30" not in said.out + said.err
 
 
+def test_nor_is_one_in_a_header_without_quotes(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = ["--header", "Authorization:", "Bearer", "e30.e30.c2ln"]
+    with pytest.raises(SystemExit) as left:
+        main(["policy", "explain", "--policy", str(policy), "--url", URL, *header, "--polcy=x"], {})
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and "unrecognized arguments: --polcy" in told and "e30" not in told
+    with pytest.raises(SystemExit):
+        main(["policy", "explain", "--policy", str(policy), "--url", URL, *header], {})
+    assert "put in quotes" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["check"], ["explain", "--url", URL], ["test", str(CORPUS / "claims-cases.yaml")]])
 def test_policies_have_to_be_named(arguments: list[str], run: Run, tmp_path: Path) -> None:
     if arguments[0] == "test":
