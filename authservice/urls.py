@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
 MAX_PATH = 8192  # bytes of a path that is worth making canonical; longer ones are protected
+MAX_AUTHORITY = 299  # characters of a host with its port that is worth reading; a name has at most 253
 MAX_RETURN_ADDRESS = 2048  # bytes; a longer address gives way to the default one
 
 # RFC 3986 §3.3 pchar without ";" (a parameter to some servers): what a canonical path has unescaped.
@@ -180,7 +181,7 @@ def parse_authority(text: str) -> Authority | None:
     """``host[:port]`` in one spelling, or ``None``. IPv6 stands in brackets and is compressed;
     internationalised names must come in their ``xn--`` form, as browsers send them; user
     information, escapes and empty labels are refused (RFC 3986 §3.2)."""
-    match = _AUTHORITY.fullmatch(text.lower()) if text.isascii() and len(text) < 300 else None
+    match = _AUTHORITY.fullmatch(text.lower()) if text.isascii() and len(text) <= MAX_AUTHORITY else None
     if match is None:
         return None
     literal, name, digits = match.groups()

@@ -17,6 +17,7 @@ from authservice.policy.question import Ground, Hit, Question, Step, Verdict
 from authservice.policy.resources import PolicyErrors
 from authservice.policy.rules import CompiledRule
 from authservice.policy.verdicts import decide, lane
+from authservice.urls import MAX_AUTHORITY
 from tests.policy_sets import Json, ask, authentication, matches, policy, policy_set, sent_by, to, when
 
 EVERY: Json = {}
@@ -215,6 +216,8 @@ def test_what_is_remembered_has_an_end() -> None:
     assert selected is not None
     assert len(selected._lanes) == MOST_LANES
     assert len(chosen._found) == MOST_ADDRESSES
+    assert all(chosen.workload(f"h{number}.ex" + "." * 1000, "/") is None for number in range(9))
+    assert max(len(host) for host, _ in chosen._found) < MAX_AUTHORITY
 
 
 def test_methods_that_clients_invent_are_remembered_as_one() -> None:

@@ -30,6 +30,7 @@ from authservice.policy.rules import CompiledPolicy, compile_policy
 from authservice.policy.selection import Selections
 from authservice.policy.verdicts import UNKNOWN_WORKLOAD, Lane, decide, lane
 from authservice.policy.workloads import Workloads
+from authservice.urls import MAX_AUTHORITY
 
 MOST_LANES = 128
 """Of one workload: clients name hosts as they like."""
@@ -158,6 +159,8 @@ class PolicySet:
         ``None`` when no workload is known by them, and so nobody may pass."""
         if self._only is not None:
             return self._only
+        if len(host) > MAX_AUTHORITY:
+            return None  # No workload's, and not worth remembering.
         return self._found[host, path if self._by_path else ""]
 
     def judge(self, question: Question) -> Verdict:
