@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from authservice.oidc.keys import SIGNING_ALGORITHMS, read_key_set
+from authservice.oidc.tokens import plain_audience
 from authservice.policy.fields import Spot, header_name, seen_header_name, shown
 from authservice.policy.resources import JwtRule, Place, RequestAuthentication, Selection
 from authservice.policy.yaml_lines import Kind
@@ -51,7 +52,7 @@ def _jwt_rule(rule: Spot) -> JwtRule:
         )
     return JwtRule(
         issuer=issuer,
-        audiences=rule.texts("audiences"),
+        audiences=rule.values("audiences", _audience),
         jwks_uri=address,
         jwks=rule.value("jwks", _key_set),
         from_headers=tuple(_from_header(entry) for entry in rule.mappings("fromHeaders")),
@@ -85,6 +86,12 @@ def _is_web(address: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
+
+
+def _audience(text: str) -> str:
+    if not plain_audience(text):
+        raise ValueError("nothing is left of this without its scheme and its last slash")
+    return text
 
 
 def _key_set(text: str) -> Mapping[str, Any]:
