@@ -455,6 +455,8 @@ def served(
         "WEB_CONCURRENCY": str(WORKERS), "LOG_LEVEL": "INFO", "WORKER_CLASS": request.param, "POLICY_PATH": str(folder),
     }
     with serving({**environ, **changes}, tmp_path) as started:
+        # Each worker: one that begins later has read its policies by itself, and has nothing to take.
+        until(partial(is_told, started, "provider_ready", WORKERS), LIMIT)
         until(lambda: exchange(started.site, request_of("/readyz", ""))[0].status == 200, LIMIT)
         yield started, folder
 
