@@ -71,9 +71,8 @@ SCHEME_UNKNOWN = (
 JUDGE, SITE, PROBE = "judge", "site", "probe"
 
 
-def utc_now() -> datetime:
-    """The service's clock."""
-    return datetime.now(timezone.utc)
+utc_now: Clock = partial(datetime.now, timezone.utc)
+"""The service's clock."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ OK, USAGE_OR_PROBLEMS = 0, 2
 
 def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = None) -> int:
     """Runs one command; the exit status is 0, or 2 when something is wrong (``sessions`` and ``policy`` have more)."""
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     if arguments.command == "check-config":
         return check_config(environ)
     if arguments.command == "sessions":
@@ -33,6 +33,16 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     if arguments.command == "migrate":
         return cli_migrate.run(arguments, os.environ if environ is None else environ)
     return show_settings(arguments.markdown, arguments.write)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    arguments, others = parser.parse_known_args(argv)
+    if others:
+        # Options alone are named: among the rest may be a token that was not put in quotes.
+        options = [other.partition("=")[0] for other in others if other.startswith("--")]
+        parser.error(f"unrecognized arguments: {' '.join(options) or 'what has blanks is put in quotes'}")
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -82,7 +82,7 @@ class Trust:
 
     def scheme(self, parts: RequestParts) -> str | None:
         """``"http"`` or ``"https"`` as the person sees it; ``None`` when nothing trustworthy tells."""
-        if self._outside_scheme is not None:
+        if self._outside_scheme is not None or not self._proxies:
             return self._outside_scheme
         if not self.trusts(parts.peer):
             return None
@@ -131,7 +131,7 @@ class EnvoyDialect:
         return rest if rest.startswith("/") else "/" + rest
 
     def read(self, parts: RequestParts) -> CheckRequest:
-        target = self.original_target(parts)
+        target = self.original_target(parts) if self._check_prefix else parts.target or ""
         if target is None:
             raise Misdirected("the check's path does not begin with CHECK_PATH_PREFIX")
         return CheckRequest(
@@ -350,13 +350,16 @@ def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
     """The target, scheme and host that nginx or ingress-nginx tell about.
 
     ``X-Original-URI`` is a path with query, ``X-Original-URL`` an absolute address. Only one of
-    the two may be there: the other one would be the client's own. Raises `errors.Misdirected`.
+    the two may be there, and ``X-Forwarded-Uri`` besides must say the same: another one would be the
+    client's own. Raises `errors.Misdirected`.
     """
     given = [name for name in ("x-original-uri", "x-original-url") if name in headers]
     if len(given) > 1:
         raise Misdirected("both X-Original-URI and X-Original-URL were sent")
     name = given[0] if given else "x-forwarded-uri"
     value = _once(headers, name)
+    scheme: str | None = None
+    host = ""
     if name == "x-original-url" and not value.startswith("/"):
         try:
             address = urlsplit(value)
@@ -364,9 +367,11 @@ def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
             raise Misdirected("X-Original-URL is not an address") from None
         if address.scheme not in ("http", "https") or not address.netloc:
             raise Misdirected("X-Original-URL is not an address")
-        target = value.partition("://")[2][len(address.netloc):] or "/"
-        return _target(target, name), address.scheme, address.netloc
-    return _target(value, name), None, ""
+        scheme, host = address.scheme, address.netloc
+        value = value.partition("://")[2][len(host):] or "/"
+    if headers.get("x-forwarded-uri", value).strip() != value:
+        raise Misdirected(f"X-Forwarded-Uri and {name} tell different addresses")
+    return _target(value, name), scheme, host
 
 
 def _told_for_the_way_back(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
@@ -413,10 +418,15 @@ def _might_be_two(value: str) -> bool:
 
 
 def _method(headers: Mapping[str, str], *names: str) -> str:
-    for name in names:
-        if name in headers:
-            return _once(headers, name)
-    return _once(headers, names[0])
+    """The method, on which all headers that tell one must agree. Lower case is refused as it is on our own
+    request lines: to some applications it is another method, to others the same."""
+    given = [name for name in names if name in headers] or [names[0]]
+    method, *others = {_once(headers, name) for name in given}
+    if others:
+        raise Misdirected(f"{' and '.join(given)} tell different methods")
+    if method != method.upper():
+        raise Misdirected(f"{given[0]} is not in upper case")
+    return method
 
 
 def _scheme(value: str) -> str | None:

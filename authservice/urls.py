@@ -17,6 +17,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
 
 MAX_PATH = 8192  # bytes of a path that is worth making canonical; longer ones are protected
+MAX_AUTHORITY = 299  # characters of a host with its port that is worth reading; a name has at most 253
 MAX_RETURN_ADDRESS = 2048  # bytes; a longer address gives way to the default one
 
 # RFC 3986 §3.3 pchar without ";" (a parameter to some servers): what a canonical path has unescaped.
@@ -91,7 +92,9 @@ def policy_path(target: str) -> str | None:
             named.append(segment)
             kept.append(segment)
     if segments[-1] in (".", ".."):
-        kept.append("")  # what it leads to is a folder
+        # What it leads to is a folder.
+        named.append("")
+        kept.append("")
     query = target[len(path):]
     if canonical_path(f"{first}/{'/'.join(named)}{query}") is None:
         return None
@@ -140,12 +143,18 @@ class PathPrefixes:
         self._whole = frozenset(path for path in paths if not path.endswith("/"))
         self._below = frozenset(path if path.endswith("/") else path + "/" for path in paths)
         self._depth = max((path.count("/") for path in self._below), default=0)
+        self._beginnings = frozenset(path[: path.find("/", 1)] for path in self._below)
+        self._everything = "/" in self._below
 
     def matches(self, path: str | None) -> bool:
-        """Whether a canonical path is covered. ``None`` (no canonical form) never is. Looks once
-        at each segment that a prefix could end with, however many prefixes there are."""
-        if path is None or not self._depth:
+        """Whether a canonical path is covered. ``None`` (no canonical form) never is. Looks at the first
+        segment, which most paths share with no prefix, and then once at each that a prefix could
+        end with, however many prefixes there are."""
+        if path is None:
             return False
+        end = path.find("/", 1)
+        if (path if end < 0 else path[:end]) not in self._beginnings:
+            return self._everything
         if path in self._whole:
             return True
         end = 0
@@ -172,7 +181,7 @@ def parse_authority(text: str) -> Authority | None:
     """``host[:port]`` in one spelling, or ``None``. IPv6 stands in brackets and is compressed;
     internationalised names must come in their ``xn--`` form, as browsers send them; user
     information, escapes and empty labels are refused (RFC 3986 §3.2)."""
-    match = _AUTHORITY.fullmatch(text.lower()) if text.isascii() and len(text) < 300 else None
+    match = _AUTHORITY.fullmatch(text.lower()) if text.isascii() and len(text) <= MAX_AUTHORITY else None
     if match is None:
         return None
     literal, name, digits = match.groups()

@@ -18,9 +18,11 @@ import pytest
 from flask import Flask
 from werkzeug.test import create_environ, run_wsgi_app
 
+from authservice.errors import NotReady
 from authservice.logs import JsonLines
 from tests.lanes import on_both_lanes
 from tests.programs import require
+from tests.waiting import until
 
 if TYPE_CHECKING:
     from tests.provider import FakeProvider
@@ -164,9 +166,17 @@ class Browser:
 
     def begin(self, target: str = "/notebooks/7?x=1", **more: Any) -> str:
         """Asks for a page, is sent to the provider, and logs in there: the callback's target."""
+        until(self._provider_is_known)  # by whoever asks it; on a busy machine that may take its time
         sent = self.get(target, **more)
         assert sent.status == 302, (sent.status, sent.text)
         return self.at_provider(sent)
+
+    def _provider_is_known(self) -> bool:
+        try:
+            self.app.extensions["authservice"].provider.ensure_known()
+        except NotReady:
+            return False
+        return True
 
     def at_provider(self, sent: Answer) -> str:
         location = sent.header("Location") or ""

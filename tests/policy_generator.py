@@ -171,6 +171,7 @@ class Maker:
 
     def _request(self, tokens: Sequence[Json]) -> Sent:
         names = self.some(HEADERS, (1, 2, 3))
+        names += names[:1] if self.maybe(0.04) else []
         headers = tuple((self._any_case(name), self._header_value()) for name in names)
         return Sent(
             self.draw.choice(METHODS),

@@ -293,6 +293,7 @@ class FakeProvider:
 
     def start(self) -> None:
         """Listens; after a `stop` on the same port as before."""
+        self.key_set()  # Keys take long to make, and whoever asks first would have to wait for them.
         self._stopping.clear()
         self._server = _Server((self._host, self._port), self, self._tls)
         self._port = self._server.server_port

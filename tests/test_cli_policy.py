@@ -31,12 +31,14 @@ from authservice.cli_policy import SENTENCES
 from authservice.ops import Metric
 from authservice.policy.question import Ground
 from authservice.rehearsal.answers import Rehearsal
-from authservice.rehearsal.asked import Asked, parts_of
+from authservice.rehearsal.asked import Asked, joined, parts_of
 from authservice.rehearsal.cases import Case, read_cases
 from authservice.rehearsal.means import gather, load
 from authservice.sessions import Session
 from authservice.settings.table import ROWS
 from tests.conftest import Answer, ask
+from tests.policy_generator import policy_set
+from tests.policy_tokens import key_set
 from tests.provider import FakeProvider, rsa_key
 
 ROOT = Path(__file__).parent.parent
@@ -228,6 +230,32 @@ def test_both_agree_about_paths_and_hosts_that_are_meant_to_deceive(name: str, m
     assert asked > 300
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_both_agree_about_what_is_drawn_at_random(seed: int, tmp_path: Path, make_app: Callable[..., Flask]) -> None:
+    drawn = policy_set(700_000 + seed, key_set, 60)
+    policies = [json.dumps(one) for one in drawn.documents if one["kind"] == "AuthorizationPolicy"]
+    (tmp_path / "drawn.yaml").write_text("\n---\n".join(policies))
+    settings = {"POLICY_PATH": str(tmp_path / "drawn.yaml"), "POLICY_PEER_HEADER": "x-forwarded-client-cert"}
+    app = make_app(TRUSTED_PROXIES="127.0.0.1", **settings)
+    means = gather(settings)
+    rehearsal = Rehearsal(load(means), means, lambda: datetime.now(timezone.utc))
+    asked = 0
+    for sent in drawn.requests:
+        url = f"https://{sent.host}{sent.target}"
+        headers = joined([(name.lower(), value) for name, value in sent.headers if name.lower() != "authorization"])
+        if not re.fullmatch("[!-~]+", url) or "#" in url or "access_token" in url or not " ".join(headers.values()).isascii():
+            continue
+        claims = dict(sent.claims) if sent.claims is not None else None
+        answer = rehearsal.ask(Asked(sent.method, url, headers, claims, source=sent.remote, remote=sent.remote))
+        live = {**headers, "Host": sent.host, "X-Forwarded-Proto": "https", "X-Forwarded-For": sent.remote}
+        if claims is not None:
+            live["Cookie"] = f"authservice_session={session(app, claims)}"
+        status = ask(app, sent.method, sent.target, port=8080, headers=live).status
+        assert VERDICTS[status] == answer.verdict, (sent, answer)
+        asked += 1
+    assert asked > 20, "too few of these requests have a URL"
+
+
 def test_the_corpus_meets_every_ground(run: Run) -> None:
     met = set()
     for path in CORPUS.glob("*-cases.yaml"):
@@ -412,6 +440,24 @@ def test_claims_come_from_a_file_or_from_standard_input(
 def test_wrong_uses_of_explain_say_what_is_taken(arguments: list[str], words: str, run: Run, policy: Path) -> None:
     said = run("explain", "--policy", policy, *arguments)
     assert (said.status, said.out) == (2, "") and words in said.err
+
+
+@pytest.mark.parametrize("token", ["e30.e30.c2ln", "e30.e30." + "c2ln" * 200])
+def test_a_token_in_the_place_of_its_file_is_not_printed(token: str, run: Run, policy: Path) -> None:
+    said = run("explain", "--policy", policy, "--url", URL, "--token", token)
+    assert said.status == 2 and "--token: a file" in said.err
+    assert "e30.e30" not in said.out + said.err
+
+
+def test_nor_is_one_in_a_header_without_quotes(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    header = ["--header", "Authorization:", "Bearer", "e30.e30.c2ln"]
+    with pytest.raises(SystemExit) as left:
+        main(["policy", "explain", "--policy", str(policy), "--url", URL, *header, "--polcy=x"], {})
+    told = capsys.readouterr().err
+    assert left.value.code == 2 and "unrecognized arguments: --polcy" in told and "e30" not in told
+    with pytest.raises(SystemExit):
+        main(["policy", "explain", "--policy", str(policy), "--url", URL, *header], {})
+    assert "put in quotes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["check"], ["explain", "--url", URL], ["test", str(CORPUS / "claims-cases.yaml")]])
@@ -619,6 +665,7 @@ FAULTY = {
     "- {name: a, method: GET, url: 'http://a', expect: deny, policy: readers}": ":1: cases[0].policy: a policy is named with its namespace",
     "- {name: a, method: GET, url: 'http://a', expect: deny, rule: first}": ":1: cases[0].rule: the number of a rule",
     "- {name: a, method: GET, url: 'http://a', expect: deny, rule: -1}": ":1: cases[0].rule: the number of a rule",
+    f"- {{name: a, method: GET, url: 'http://a', expect: deny, rule: {'9' * 5000}}}": ":1: cases[0].rule: the number of a rule",
 }
 
 
@@ -633,9 +680,15 @@ def test_each_slip_in_a_table_is_told_with_its_line(text: str, run: Run, policy:
 
 def test_a_table_that_is_not_there_or_no_text(run: Run, policy: Path, tmp_path: Path) -> None:
     said = run("test", tmp_path / "absent.yaml", "--policy", policy)
-    assert said.status == 2 and "No such file" in said.err
+    assert said.status == 2 and "No such file" in said.out
     (tmp_path / "latin.yaml").write_bytes(b"\xff\xfe")
     assert run("test", tmp_path / "latin.yaml", "--policy", policy).status == 2
+
+
+def test_a_table_that_is_a_pipe_is_not_waited_for(run: Run, policy: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "cases.yaml")
+    said = run("test", tmp_path / "cases.yaml", "--policy", policy)
+    assert said.status == 2 and "no regular file" in said.out
 
 
 def test_options_come_before_the_tables_settings_and_these_before_the_environment(run: Run, tmp_path: Path) -> None:

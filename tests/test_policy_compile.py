@@ -11,18 +11,20 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from authservice.policy.compile import MOST_ADDRESSES, MOST_LANES, PolicySet
+from authservice.policy import compile as compiling
+from authservice.policy.compile import FEWEST_LANES, MOST_ADDRESSES, MOST_LANES, PolicySet
 from authservice.policy.question import Ground, Hit, Question, Step, Verdict
 from authservice.policy.resources import PolicyErrors
 from authservice.policy.rules import CompiledRule
 from authservice.policy.verdicts import decide, lane
+from authservice.urls import MAX_AUTHORITY
 from tests.policy_sets import Json, ask, authentication, matches, policy, policy_set, sent_by, to, when
 
 EVERY: Json = {}
 
 # ---- rules, questions and sets that meet often
 
-METHODS = st.sampled_from(["GET", "POST", "PUT"])
+METHODS = st.sampled_from(["GET", "PURGE", "Pick", "POST", "PUT"])
 HOSTS = st.sampled_from(["a.ex", "b.ex", "a.ex:80"])
 PATHS = st.sampled_from(["/", "/a", "/a/b", None])
 CLAIM = st.sampled_from(["x", "y", ["x", "y"], [], "", 1, None, {"x": "x"}])
@@ -214,6 +216,31 @@ def test_what_is_remembered_has_an_end() -> None:
     assert selected is not None
     assert len(selected._lanes) == MOST_LANES
     assert len(chosen._found) == MOST_ADDRESSES
+    assert all(chosen.workload(f"h{number}.ex" + "." * 1000, "/") is None for number in range(9))
+    assert max(len(host) for host, _ in chosen._found) < MAX_AUTHORITY
+
+
+def test_methods_that_clients_invent_are_remembered_as_one() -> None:
+    chosen = policy_set(policy(to(methods=["GET", "X*"])), policy(to(notMethods=["*9"]), action="DENY", name="d"))
+    for number in range(50):
+        assert chosen.judge(ask(f"X{number}")).allowed is (number % 10 == 9)
+        assert not chosen.judge(ask(f"Y{number}")).allowed
+    selected = chosen.workload("h.ex", "/")
+    assert selected is not None
+    assert len(selected._lanes) == 1
+
+
+def test_lanes_of_many_rules_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiling, "MOST_RULES", 100)
+    chosen = policy_set(*(policy(to(notHosts=[f"h{number}.ex"]), name=f"p{number}") for number in range(10)))
+    selected = chosen.workload("h.ex", "/")
+    assert selected is not None
+    for number in range(60):
+        assert chosen.judge(ask(host=f"a{number}.ex")).allowed
+        assert len(selected._lanes) == min(number + 1, 10)
+    monkeypatch.setattr(compiling, "MOST_RULES", 1)
+    assert chosen.judge(ask(host="a.ex")).allowed
+    assert len(selected._lanes) == FEWEST_LANES
 
 
 def test_hosts_are_remembered_only_where_a_rule_looks_at_them() -> None:

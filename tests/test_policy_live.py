@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -515,6 +516,13 @@ def test_a_forged_xfcc_of_an_untrusted_peer_counts_neither_for_nor_against(house
 )  # fmt: skip
 def test_what_a_peer_header_says(value: str, xfcc: bool, peer: str | None) -> None:
     assert peer_of(value, xfcc=xfcc) == peer
+
+
+@pytest.mark.parametrize("value", [f'URI={" " * 60_000}"', f'URI="a"{" " * 60_000}"', f"{' ' * 60_000}x"])
+def test_no_peer_header_takes_long_to_read(value: str) -> None:
+    begun = time.process_time()
+    assert peer_of(value, xfcc=True) is None
+    assert time.process_time() - begun < 1
 
 
 @pytest.mark.parametrize(

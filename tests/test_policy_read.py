@@ -433,6 +433,16 @@ def test_what_looks_like_a_policy_and_is_none_is_not_passed_over(
     assert refused(tmp_path) == f"PATH/a.yaml:1: {told}"
 
 
+@pytest.mark.parametrize("escape", ["\\UFFFFFFFF", "\\U00110000"])
+@pytest.mark.parametrize("loader", [yaml_lines._LOADER, yaml.SafeLoader], ids=["libyaml", "python"])
+def test_an_escape_of_no_character_is_a_problem_with_either_parser(
+    escape: str, loader: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(yaml_lines, "_LOADER", loader)
+    [told] = complaints(f'a: "{escape}"')
+    assert "this is not YAML" in told
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(REALM, encoding="utf-8-sig")
     assert len(read([tmp_path])) == 1

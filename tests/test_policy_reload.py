@@ -240,6 +240,11 @@ def spoil(folder: Path, how: str) -> None:
         case "a link that leads nowhere":
             (folder / "b.yaml").unlink()
             (folder / "b.yaml").symlink_to("nowhere.yaml")
+        case "a pipe":
+            os.mkfifo(folder / "c.yaml")
+        case "a loop of links":
+            (folder / "b.yaml").unlink()
+            (folder / "b.yaml").symlink_to("b.yaml")
         case "a folder of that name":
             shutil.rmtree(folder)
             folder.write_bytes(b"\xff\xfe\x00")
@@ -247,7 +252,7 @@ def spoil(folder: Path, how: str) -> None:
 
 SPOILT = [
     "nonsense", "unknown field", "two of one name", "no workload", "empty folder", "no folder",
-    "a link that leads nowhere", "a folder of that name",
+    "a link that leads nowhere", "a pipe", "a loop of links", "a folder of that name",
 ]  # fmt: skip
 
 
@@ -450,6 +455,8 @@ def served(
         "WEB_CONCURRENCY": str(WORKERS), "LOG_LEVEL": "INFO", "WORKER_CLASS": request.param, "POLICY_PATH": str(folder),
     }
     with serving({**environ, **changes}, tmp_path) as started:
+        # Each worker: one that begins later has read its policies by itself, and has nothing to take.
+        until(partial(is_told, started, "provider_ready", WORKERS), LIMIT)
         until(lambda: exchange(started.site, request_of("/readyz", ""))[0].status == 200, LIMIT)
         yield started, folder
 

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ import pytest
 
 from authservice.authn import Authenticator
 from authservice.authn.places import places_of
-from authservice.authn.request import verification
+from authservice.authn.request import Sources, verification
 from authservice.authz import Refusal
 from authservice.check import Allow, CheckRequest, Deny, Login, NeedsIO, Reach
 from authservice.errors import Reason, Refused
@@ -28,7 +29,7 @@ from authservice.sessions.seal import new_secret
 from tests.conftest import Clock
 from tests.policy_sets import authentication, policy_set
 from tests.provider import EVENT, FakeProvider, ec_key, public_jwk, rsa_key, with_bad_signature
-from tests.request_rules import Front, Issuer, Session, bearer, check, person
+from tests.request_rules import Front, Issuer, Session, bearer, check, person, utc_now
 from tests.test_bearer import signed_with_the_public_key, unsigned
 
 ANNA, BERT = Issuer("anna", 11), Issuer("bert", 12)
@@ -382,6 +383,27 @@ class TestKeys:
         front.holder.current = policy_set(authentication(rule))
         assert front.outcome(bearer(keys_elsewhere.access_token())) == 200
         assert len(front.made) == 3
+
+    def test_sources_are_let_go_while_another_check_makes_one(self) -> None:
+        rule = policy_set(authentication({"issuer": "https://a.example"})).jwt_rules[0]
+        source = FurtherIssuer(rule.issuer, Http(), now=utc_now)
+        sources = Sources({}, lambda rule: source)
+        others = iter([replace(rule, issuer=f"https://{number}.example") for number in range(9)])
+
+        class Slow(str):
+            """An issuer at which another thread comes in between when it is looked up."""
+
+            def __hash__(self) -> int:
+                for other in others:
+                    sources.of(other)
+                return super().__hash__()
+
+        slow = replace(rule, issuer=Slow(rule.issuer))
+        kept, others = others, iter(())
+        sources.of(slow)
+        others = kept
+        sources.keep_only([rule])
+        assert sources.of(rule) is source
 
     def test_a_source_that_the_service_has_is_shared(self, keys_elsewhere: FakeProvider, clock: Clock) -> None:
         ours = FurtherIssuer(keys_elsewhere.issuer, Http(), now=clock)

@@ -307,6 +307,51 @@ def test_late_marks_are_written_before_the_answer(new_worker: Callable[..., Work
     assert other.check(secret)
 
 
+@pytest.mark.parametrize("ask", [lambda one, secret: one.load(secret, NET), Sessions.record, Sessions.end])
+def test_a_mark_that_is_written_while_a_session_is_read_counts(
+    new_worker: Callable[..., Worker], clock: Clock, ask: Callable[[Sessions, str], object]
+) -> None:
+    """The store's answer is of before, and nothing waits any more."""
+    worker = new_worker(cache_size=0)
+    secret = worker.sessions.begin(a_session(clock))
+    worker.store.failing = {"save"}
+    for _ in range(4):
+        clock.advance(10 * MINUTE)
+        assert worker.check(secret)
+
+    def written() -> None:
+        if threading.current_thread().name != "session marks":
+            worker.store.after_load = lambda: None
+            worker.store.failing = set()
+            worker.settle()
+
+    worker.store.after_load = written
+    assert ask(worker.sessions, secret)
+
+
+def test_a_late_mark_is_written_though_somebody_changes_the_session(
+    new_worker: Callable[..., Worker], clock: Clock
+) -> None:
+    worker, other = new_worker(), new_worker()
+    secret = worker.sessions.begin(a_session(clock))
+
+    def change() -> None:
+        if threading.current_thread().name != "session marks":
+            worker.store.after_load = lambda: None
+            record = other.sessions.record(secret)
+            assert record is not None
+            assert other.sessions.replace(secret, record, a_session(clock, access_token="newer", last_seen=began))
+
+    began = clock()
+    clock.advance(IDLE - timedelta(seconds=5))
+    worker.store.after_load = change
+    assert worker.check(secret)
+    worker.settle()
+    record = worker.sessions.record(secret)
+    assert record is not None
+    assert (record.session.access_token, record.session.last_seen) == ("newer", clock())
+
+
 def test_a_clock_that_went_back_moves_no_mark_back(new_worker: Callable[..., Worker], clock: Clock) -> None:
     worker = new_worker()
     secret = worker.sessions.begin(a_session(clock))
@@ -479,6 +524,50 @@ def test_a_part_of_the_store_that_is_down_keeps_nobody_elses_marks(clock: Clock)
         assert marks.note(f"{number}", f"{number}", clock()) is Noted.TAKEN
     until(lambda: len(written) == 20)
     assert len(marks) == 1
+    marks.stop()
+
+
+def test_a_part_of_the_store_that_is_down_is_told_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    failing = threading.Event()
+    failing.set()
+    tries: list[str] = []
+
+    def write(touch: Touch) -> bool:
+        tries.append(touch.secret)
+        if touch.secret.startswith("down") and failing.is_set():
+            raise StoreDown("told to fail")
+        return False
+
+    marks = Touches(write, lambda secret: None, Counts())
+    marks.start()
+    for _ in range(2):
+        for number in range(20):
+            assert marks.note(f"down{number}", f"down{number}", clock()) is Noted.TAKEN
+            assert marks.note(f"up{number}", f"up{number}", clock()) is Noted.TAKEN
+        until(lambda: len(marks) == 20 and tries.count("down0") >= 3)
+        failing.clear()
+        until(lambda: not marks)
+        failing.set()
+        tries.clear()
+    marks.stop()
+    assert len(caplog.records) == 2
+
+
+def test_many_marks_that_fail_at_once_keep_no_processor_busy(clock: Clock) -> None:
+    spent: list[float] = []
+
+    def write(touch: Touch) -> bool:
+        began = time.monotonic()
+        time.sleep(0.0005)
+        spent.append(time.monotonic() - began)
+        raise StoreDown("told to fail")
+
+    marks = Touches(write, lambda secret: None, Counts())
+    marks.start()
+    for number in range(5000):
+        assert marks.note(f"{number}", f"{number}", clock()) is Noted.TAKEN
+    time.sleep(1.2)
+    assert sum(spent) < 0.6
     marks.stop()
 
 

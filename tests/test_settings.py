@@ -548,7 +548,7 @@ REFUSED: dict[str, tuple[str, ...]] = {
     "EXTERNAL_AUTHZ_CACHE_SECONDS": ("", "-1", "5s"),
     "POLICY_WORKLOADS": ("a: []", '{"x.example": 1}', '{"x.example": {}, "X.example.": {}}', "a b: {}", "x.example:"),
     "POLICY_ROOT_NAMESPACE": ("", "a.b", "A", "-a", "a" * 64),
-    "POLICY_PEER_HEADER": ("x forwarded", "xfcc:"),
+    "POLICY_PEER_HEADER": ("x forwarded", "xfcc:", "x_peer"),
     "POLICY_ALLOWS_ANONYMOUS": ("yes",),
     "POLICY_DRY_RUN": ("",),
     "EXPLAIN_DENIALS": ("on",),

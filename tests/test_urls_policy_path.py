@@ -78,6 +78,7 @@ def test_a_path_beyond_doubt_is_the_one_that_opens_paths(target: str) -> None:
 
 @given(DOTTED)
 @example("/a/%2e%2e/b")
+@example("//..")
 def test_every_order_of_resolving_gives_the_same_path_or_there_is_none(target: str) -> None:
     path = policy_path(target)
     if path is None:

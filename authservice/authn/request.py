@@ -79,7 +79,7 @@ class Sources:
     def keep_only(self, rules: Iterable[JwtRule]) -> None:
         """Lets go of those that none of these rules needs."""
         needed = set(map(_address, rules))
-        self._made = {key: source for key, source in self._made.items() if key in needed}
+        self._made = {key: source for key, source in list(self._made.items()) if key in needed}
 
 
 def _address(rule: JwtRule) -> tuple[str, str, timedelta]:

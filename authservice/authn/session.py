@@ -13,7 +13,7 @@ from typing import Protocol
 from authservice.authn.bearer import bearer_credential
 from authservice.check import CheckRequest, Reach
 from authservice.identity import Identity
-from authservice.sessions.cookies import first_candidate, session_secrets
+from authservice.sessions.cookies import candidates, session_secrets
 from authservice.sessions.copies import LiveSession
 from authservice.sessions.live import Sessions
 
@@ -41,21 +41,23 @@ class SessionAuthenticator:
         self._sessions = sessions
         self._auth_header = auth_header.lower()
         self._cookie_name = cookie_name
+        self._candidate = candidates(cookie_name)
         self._upkeep = tuple(upkeep)
         self._quick: Callable[[str], LiveSession | None] = sessions.quick
         if any(one.at_every_check for one in upkeep):
             self._quick = lambda secret: None
 
     def authenticate(self, check: CheckRequest, reach: Reach) -> Identity | None:
-        header = check.header(self._auth_header)
+        headers = check.headers
+        header = headers.get(self._auth_header)
         secret = bearer_credential(self._auth_header, header) if header else None
         if secret is not None:
             session = self._quick(secret) or self._find(secret, reach)
             if session is not None:
                 return session.by_header
-        cookies = check.header("cookie")
-        first = first_candidate(cookies, self._cookie_name) if cookies else None
-        if first is None:
+        cookies = headers.get("cookie")
+        first = self._candidate(cookies) if cookies else None
+        if cookies is None or first is None:
             return None
         session = self._quick(first) or self._find(first, reach)
         if session is not None:

@@ -18,7 +18,7 @@ from authservice.errors import Reason
 from authservice.identity import Identity
 from authservice.policy.compile import PolicySet, Selected
 from authservice.policy.question import Ground, Hit, Question, Verdict
-from authservice.urls import parse_authority
+from authservice.urls import MAX_AUTHORITY, parse_authority
 
 XFCC = "x-forwarded-client-cert"
 PUBLIC = "You are logged in, but the rules of this site do not let you do this."
@@ -28,7 +28,8 @@ Addresses = Callable[[Mapping[str, str]], tuple[str | None, str | None]]
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _SPIFFE = "spiffe://"
-_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"|([^",;]*))\s*(;|,|\Z)')
+# No two parts that follow each other take the same character: blanks without end cost no more than others.
+_PAIR = re.compile(r'\s*([A-Za-z]+)=(?:"((?:[^"\\]|\\.)*)"\s*|([^",;]*))(;|,|\Z)')
 _ESCAPED = re.compile(r"\\(.)")
 _MOST_NAMED = 10
 _NOTHING: frozenset[str] = frozenset()
@@ -113,8 +114,12 @@ def question(
     )
 
 
-@lru_cache(maxsize=1024)  # hosts are text of anybody's, and few in practice
 def _port(host: str, scheme: str | None) -> int | None:
+    return _known_port(host, scheme) if len(host) <= MAX_AUTHORITY else None
+
+
+@lru_cache(maxsize=1024)  # hosts are text of anybody's, and few in practice
+def _known_port(host: str, scheme: str | None) -> int | None:
     authority = parse_authority(host)
     if authority is None:
         return None

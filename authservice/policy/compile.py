@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Generic, TypeVar
 
 from authservice.policy import conditions
+from authservice.policy.conjuncts import SettledBy
 from authservice.policy.question import Explanation, Question, Step, Verdict
 from authservice.policy.resources import (
     Action,
@@ -29,31 +30,47 @@ from authservice.policy.rules import CompiledPolicy, compile_policy
 from authservice.policy.selection import Selections
 from authservice.policy.verdicts import UNKNOWN_WORKLOAD, Lane, decide, lane
 from authservice.policy.workloads import Workloads
+from authservice.urls import MAX_AUTHORITY
 
 MOST_LANES = 128
-"""Of one workload: clients name hosts and methods as they like."""
+"""Of one workload: clients name hosts as they like."""
+MOST_RULES = 1 << 16
+"""In all lanes of one workload, once they are more than `FEWEST_LANES`: a rule takes half a kilobyte in each."""
+FEWEST_LANES = 8
 MOST_ADDRESSES = 1024
 """Hosts, or hosts and paths, of which the workload is known already."""
 _ORDER = (Action.DENY, Action.ALLOW, Action.AUDIT)
+_USUAL_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"})
+_ANY_OTHER = ""
+"""Methods of which clients could invent one for each check: a lane costs as much as many checks, so that all of
+them have one, whose rules ask for the method."""
+_BY_HOST: frozenset[SettledBy] = frozenset({"host"})
+_BY_BOTH: frozenset[SettledBy] = frozenset({"host", "method"})
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
 class _Memory(dict[K, V], Generic[K, V]):
-    """What ``make`` made of a key, for the last few keys that were new. Safe for threads."""
+    """What ``make`` made of a key, for the last few keys that were new: ``most`` of them, and fewer where together
+    they ``weigh`` more than `MOST_RULES`. Safe for threads."""
 
-    def __init__(self, make: Callable[[K], V], most: int) -> None:
+    def __init__(self, make: Callable[[K], V], most: int, weigh: Callable[[V], int] = lambda value: 0) -> None:
         super().__init__()
         self._make = make
         self._most = most
+        self._weigh = weigh
+        self._weight = 0
         self._lock = threading.Lock()
 
     def __missing__(self, key: K) -> V:
         value = self._make(key)
         with self._lock:
-            while len(self) >= self._most:
-                del self[next(iter(self))]
+            if key in self:  # another thread was faster
+                return self[key]
+            self._weight += self._weigh(value)
+            while len(self) >= self._most or (self._weight > MOST_RULES and len(self) >= FEWEST_LANES):
+                self._weight -= self._weigh(self.pop(next(iter(self))))
             self[key] = value
         return value
 
@@ -76,13 +93,14 @@ class Selected:
         """The ALLOW policies of which a rule has to match, once there is one."""
         self._by_host = any(rule.looks_at_host for policy in self._policies for rule in policy.rules)
         self._all = lane(self._policies, lambda rule: rule.matches)
-        self._lanes: _Memory[tuple[str, str], Lane] = _Memory(self._lane, MOST_LANES)
+        self._lanes: _Memory[tuple[str, str], Lane] = _Memory(self._lane, MOST_LANES, _rules_in)
         self._split = {rule.issuer: self._split_names(rule.issuer) for rule in self.jwt_rules}
         self._split_by_anybody = self._split_names("")
 
     def judge(self, question: Question) -> Verdict:
         """What the policies say of a request."""
-        return decide(self._lanes[question.host if self._by_host else "", question.method], question)
+        method = question.method if question.method in _USUAL_METHODS else _ANY_OTHER
+        return decide(self._lanes[question.host if self._by_host else "", method], question)
 
     def explain(self, question: Question) -> Explanation:
         """The same verdict, with every rule and why it did not match."""
@@ -100,7 +118,12 @@ class Selected:
     def _lane(self, key: tuple[str, str]) -> Lane:
         host, method = key
         probe = Question(method=method, host=host, path=None, port=None, headers={})
-        return lane(self._policies, lambda rule: rule.narrowed(probe))
+        settled = _BY_HOST if method == _ANY_OTHER else _BY_BOTH
+        return lane(self._policies, lambda rule: rule.narrowed(probe, settled))
+
+
+def _rules_in(rules: Lane) -> int:
+    return sum(map(len, (rules.deny, rules.allow, rules.trial_deny, rules.trial_allow, rules.audit)))
 
 
 def _steps(policy: CompiledPolicy, question: Question) -> Iterable[Step]:
@@ -136,6 +159,8 @@ class PolicySet:
         ``None`` when no workload is known by them, and so nobody may pass."""
         if self._only is not None:
             return self._only
+        if len(host) > MAX_AUTHORITY:
+            return None  # No workload's, and not worth remembering.
         return self._found[host, path if self._by_path else ""]
 
     def judge(self, question: Question) -> Verdict:

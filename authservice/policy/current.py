@@ -177,6 +177,9 @@ class Policies:
         for file in self._named():
             whole.update(hashlib.sha256(str(file).encode("utf-8", "surrogateescape")).digest())
             try:
+                if file.exists() and not file.is_file():  # a pipe would have to be waited for
+                    whole.update(b"no file")
+                    continue
                 with file.open("rb") as opened:
                     whole.update(hashlib.sha256(opened.read(MOST_BYTES)).digest())
             except OSError as error:

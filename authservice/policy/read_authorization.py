@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from ipaddress import ip_network
 
-from authservice.policy.fields import Spot, header_name, shown
+from authservice.policy.fields import Spot, seen_header_name, shown
 from authservice.policy.resources import (
     Action,
     AuthorizationPolicy,
@@ -226,7 +226,7 @@ def _check_name(base: str, name: str) -> None:
     if base == "request.headers" and name.startswith(":"):
         raise ValueError(f"{shown(name)} is no header here; use an operation's hosts, methods and paths")
     if base == "request.headers":
-        header_name(name)
+        seen_header_name(name)
 
 
 def network(text: str) -> Network:

@@ -12,7 +12,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from authservice.oidc.keys import SIGNING_ALGORITHMS, read_key_set
-from authservice.policy.fields import Spot, header_name, shown
+from authservice.oidc.tokens import plain_audience
+from authservice.policy.fields import Spot, header_name, seen_header_name, shown
 from authservice.policy.resources import JwtRule, Place, RequestAuthentication, Selection
 from authservice.policy.yaml_lines import Kind
 from authservice.strictjson import read_object
@@ -51,7 +52,7 @@ def _jwt_rule(rule: Spot) -> JwtRule:
         )
     return JwtRule(
         issuer=issuer,
-        audiences=rule.texts("audiences"),
+        audiences=rule.values("audiences", _audience),
         jwks_uri=address,
         jwks=rule.value("jwks", _key_set),
         from_headers=tuple(_from_header(entry) for entry in rule.mappings("fromHeaders")),
@@ -87,6 +88,12 @@ def _is_web(address: str) -> bool:
         return False
 
 
+def _audience(text: str) -> str:
+    if not plain_audience(text):
+        raise ValueError("nothing is left of this without its scheme and its last slash")
+    return text
+
+
 def _key_set(text: str) -> Mapping[str, Any]:
     try:
         document = read_object(text.encode())
@@ -101,7 +108,7 @@ def _key_set(text: str) -> Mapping[str, Any]:
 
 def _from_header(entry: Spot) -> tuple[str, str]:
     entry.refuse_others(("name", "prefix"))
-    name = entry.required_value("name", header_name) or ""
+    name = entry.required_value("name", seen_header_name) or ""
     return name.lower(), entry.text("prefix")
 
 

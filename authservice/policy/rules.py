@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from authservice.policy import conditions
-from authservice.policy.conjuncts import Conjunct, Test
+from authservice.policy.conjuncts import Conjunct, SettledBy, Test
 from authservice.policy.question import Hit, Question
 from authservice.policy.resources import Action, AuthorizationPolicy, Rule
 
@@ -45,13 +45,13 @@ class CompiledRule:
                 return failure
         return _failure(self.conditions, question)
 
-    def narrowed(self, probe: Question) -> Test | None:
-        """What is left to be asked of questions with the probe's method and host; ``None`` when the rule
-        cannot match one of them."""
-        operations = [_unsettled(group) for group in self.operations if _may_hold(group, probe)]
-        if (self.operations and not operations) or not _may_hold(self.conditions, probe):
+    def narrowed(self, probe: Question, settled: frozenset[SettledBy]) -> Test | None:
+        """What is left to be asked of questions that share with the probe what is ``settled``, its method, its host
+        or both; ``None`` when the rule cannot match one of them."""
+        operations = [_unsettled(group, settled) for group in self.operations if _may_hold(group, probe, settled)]
+        if (self.operations and not operations) or not _may_hold(self.conditions, probe, settled):
             return None
-        tests = _unsettled(self.conditions)
+        tests = _unsettled(self.conditions, settled)
         if operations and all(operations):
             tests.append(_any_of([_all_of(group) for group in operations]))
         if self.sources:
@@ -59,12 +59,12 @@ class CompiledRule:
         return _all_of(tests)
 
 
-def _may_hold(group: Group, probe: Question) -> bool:
-    return all(conjunct.holds(probe) for conjunct in group if conjunct.settled_by)
+def _may_hold(group: Group, probe: Question, settled: frozenset[SettledBy]) -> bool:
+    return all(conjunct.holds(probe) for conjunct in group if conjunct.settled_by in settled)
 
 
-def _unsettled(group: Group) -> list[Test]:
-    return [conjunct.holds for conjunct in group if not conjunct.settled_by]
+def _unsettled(group: Group, settled: frozenset[SettledBy]) -> list[Test]:
+    return [conjunct.holds for conjunct in group if conjunct.settled_by not in settled]
 
 
 def _failure(group: Group, question: Question) -> str:

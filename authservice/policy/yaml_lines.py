@@ -165,7 +165,8 @@ class _Reading:
             told = f" for what begins in line {begun}" if begun < line else ""
             self.faults.append(Fault(line, f"this is not YAML: {_words(error.problem)}{told}"))
             return line
-        except yaml.YAMLError:
+        except (yaml.YAMLError, OverflowError, ValueError):
+            # Without libyaml also for an escape of a character that there is not.
             self.faults.append(Fault(before + 1, "this is not YAML"))
             return before + 1
         return 0

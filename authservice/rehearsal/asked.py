@@ -74,11 +74,12 @@ def method(text: str) -> str:
 
 
 def address(text: str) -> str:
-    """An IP address."""
+    """An IP address; IPv4 as such wherever it is written in IPv6's way."""
     try:
-        return str(ip_address(text))
+        read = ip_address(text)
     except ValueError:
         raise ValueError("an IP address is taken here") from None
+    return str(getattr(read, "ipv4_mapped", None) or read)
 
 
 def header(name: str, value: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ Owns the file's form: what a case may say, and that each slip is told with its l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 from authservice.policy.fields import Problems, Spot
 from authservice.policy.resources import Place, PolicyErrors
-from authservice.policy.yaml_lines import Kind, Node, documents
+from authservice.policy.yaml_lines import Kind, Node, Unreadable, content, documents
 from authservice.rehearsal import asked
 from authservice.rehearsal.asked import Asked
 
@@ -23,6 +24,7 @@ SETTINGS = (
 )  # fmt: skip
 """The settings that change a verdict, and that a file of cases may bring with it."""
 
+_RULE = re.compile(r"[0-9]{1,9}")
 _PATHS = ("POLICY_PATH", "POLICY_WORKLOADS")
 _CASE = (
     "name", "method", "url", "claims", "anonymous", "headers", "source", "remote", "peer", "expect", "policy", "rule",
@@ -51,12 +53,12 @@ class Cases:
 
 
 def read_cases(path: Path) -> Cases:
-    """The cases of a file. Raises `policy.resources.PolicyErrors` with every problem, and `OSError`."""
+    """The cases of a file. Raises `policy.resources.PolicyErrors` with every problem."""
     problems = Problems(str(path))
     try:
-        trees, faults = documents(path.read_text("utf-8"))
-    except UnicodeDecodeError:
-        raise PolicyErrors([(Place(str(path), 1), "this file is not UTF-8 text")]) from None
+        trees, faults = documents(content(path))
+    except Unreadable as unreadable:
+        raise PolicyErrors([(Place(str(path), unreadable.fault.line), unreadable.fault.sentence)]) from None
     for fault in faults:
         problems.add(fault.line, "", fault.sentence)
     if len(trees) > 1:
@@ -193,7 +195,7 @@ def _rule(spot: Spot) -> int | None:
     rule = spot.member("rule")
     if rule is None:
         return None
-    if rule.node.kind is not Kind.NUMBER or not rule.node.text.isdigit():
+    if rule.node.kind is not Kind.NUMBER or not _RULE.fullmatch(rule.node.text):
         rule.refuse("the number of a rule, from 0, is taken here")
         return None
     return int(rule.node.text)

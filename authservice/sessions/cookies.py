@@ -7,8 +7,8 @@ comma. Called by the session authenticator (which must not touch Flask's session
 
 from __future__ import annotations
 
-import functools
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -52,27 +52,27 @@ def session_secrets(cookie_header: str, name: str) -> list[str]:
     return found
 
 
-def first_candidate(cookie_header: str, name: str) -> str | None:
-    """The first value of the cookie ``name`` that looks well formed: ``None`` only if there are no
-    `session_secrets`, and else their first, or a value that is none. Searches for the name
-    instead of reading every cookie, since most of a long header is other people's."""
-    search = _candidate(name).search
-    found = search(cookie_header)
-    while found is not None:
-        before = found.start() - 1
-        while before >= 0 and cookie_header[before] in " \t":
-            before -= 1
-        if before < 0 or cookie_header[before] in ";,":
-            return found[1]
-        found = search(cookie_header, found.start() + 1)
-    return None
+def candidates(name: str) -> Callable[[str], str | None]:
+    """Gives what finds, in a ``Cookie`` header, the first value of the cookie ``name`` that looks well
+    formed: ``None`` only if there are no `session_secrets`, and else their first, or a value that is
+    none. Searches for the name instead of reading every cookie, since most of a long header is other
+    people's."""
+    # The name and the value, and no more: what stands before is looked at afterwards, since only an
+    # expression that begins with plain text is searched for quickly.
+    search = re.compile(re.escape(name) + _WELL_FORMED).search
 
+    def first(cookie_header: str) -> str | None:
+        found = search(cookie_header)
+        while found is not None:
+            before = found.start() - 1
+            while before >= 0 and cookie_header[before] in " \t":
+                before -= 1
+            if before < 0 or cookie_header[before] in ";,":
+                return found[1]
+            found = search(cookie_header, found.start() + 1)
+        return None
 
-@functools.lru_cache(maxsize=8)
-def _candidate(name: str) -> re.Pattern[str]:
-    """The name and the value, and no more: what stands before is looked at afterwards, since only an
-    expression that begins with plain text is searched for quickly."""
-    return re.compile(re.escape(name) + _WELL_FORMED)
+    return first
 
 
 @dataclass(frozen=True, slots=True)

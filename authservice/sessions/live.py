@@ -93,6 +93,7 @@ class Sessions:
         self._copies = Copies(cache_size, counts.adder(Metric.SESSION_INVALIDATIONS))
         counts.gauge(Metric.SESSIONS_HELD, lambda: len(self._copies))
         self._watch = store.watch(self._copies.forget)
+        self._stamp, self._find = self._watch.stamp, self._copies.find
         self._touches = Touches(self._write_touch, self._renew, counts)
 
     def start(self) -> None:
@@ -114,8 +115,8 @@ class Sessions:
     def quick(self, secret: str) -> LiveSession | None:
         """The live session of this secret where a copy says so that needs no second look, and no
         refresh of it is due. ``None`` says nothing: `load` tells. Never waits."""
-        stamp = self._watch.stamp()
-        copy = self._copies.find(secret)  # after the stamp: what it vouches for is not forgotten then
+        stamp = self._stamp()
+        copy = self._find(secret)  # after the stamp: what it vouches for is not forgotten then
         if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
             self._count_hit()
             return copy.session
@@ -169,12 +170,13 @@ class Sessions:
         self._count_miss()
         key = store_key(secret)
         with self._copies.expecting(key) as keep:
-            stamp = self._watch.stamp()  # before the store is asked: what changes from here on shows
+            # Both before the store is asked: what changes from here on shows, and what is written is not missed.
+            stamp, touch = self._watch.stamp(), self._touches.waiting(key)
             entry = self._store.load(key)
             session = opened(secret, entry.value) if entry else None
             if entry is None or session is None or self._out_of_reach(session):
                 return None
-            session = self._as_seen(key, session)
+            session = self._as_seen(session, touch)
             now = self._now()
             if now >= self._deadline(session):
                 return None
@@ -199,11 +201,13 @@ class Sessions:
         `errors.StoreDown`."""
         if not is_secret(secret):
             return None
-        entry = self._store.load(store_key(secret))
+        key = store_key(secret)
+        touch = self._touches.waiting(key)
+        entry = self._store.load(key)
         session = opened(secret, entry.value) if entry else None
         if entry is None or session is None or self._out_of_reach(session):
             return None
-        session = self._as_seen(store_key(secret), session)
+        session = self._as_seen(session, touch)
         return Record(session, entry.version) if self._now() < self._deadline(session) else None
 
     def replace(self, secret: str, old: Record, session: Session) -> Record | None:
@@ -294,6 +298,7 @@ class Sessions:
         key = store_key(secret)
         self._copies.forget(key)
         try:
+            touch = self._touches.waiting(key)
             entry = self._store.load(key)
             if entry is None:
                 return None
@@ -301,7 +306,7 @@ class Sessions:
         finally:
             self._copies.forget(key)  # a check may have read it meanwhile
         session = opened(secret, entry.value)
-        session = self._as_seen(key, session) if session else None
+        session = self._as_seen(session, touch) if session else None
         return session if session and self._now() < self._deadline(session) else None
 
     def spend(self, name: str, lifetime: timedelta) -> bool:
@@ -356,9 +361,9 @@ class Sessions:
 
     # --- marking as seen ------------------------------------------------------------------------
 
-    def _as_seen(self, key: str, session: Session) -> Session:
-        """The session as it is with what waits to be written about it."""
-        touch = self._touches.waiting(key)
+    def _as_seen(self, session: Session, touch: Touch | None) -> Session:
+        """The session as it is with what waited to be written before the store was asked for it: a mark
+        that is written meanwhile is then in one of the two."""
         if touch is None or touch.first >= self._deadline(session):
             return session
         return _seen(session, touch.last)
@@ -402,7 +407,8 @@ class Sessions:
         written does not fail the check."""
         seen = _seen(session, now)
         try:
-            self._save_again(secret, seen, entry.version)
+            if not self._save_again(secret, seen, entry.version):
+                self._touches.note(store_key(secret), secret, now)  # for over what somebody wrote meanwhile
         except StoreDown as error:
             if self._touches.note(store_key(secret), secret, now) is not Noted.TAKEN:
                 log.warning("session not marked as seen: %s", error)

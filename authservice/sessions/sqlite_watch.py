@@ -14,9 +14,9 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import NamedTuple
 
 from authservice.sessions import generation
 from authservice.sessions.forks import ForkGuard
@@ -40,7 +40,8 @@ _UNKNOWN = (sqlite3.Error, OSError, RuntimeError, ValueError)
 """What comes of a file that cannot be read just now, and of a fork at this moment."""
 
 
-class _Sight(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Sight:
     """What was seen last: while ``number[0]`` is ``seen``, ``stamp`` holds ``until`` then."""
 
     number: Sequence[int]
@@ -72,10 +73,8 @@ class SqliteWatch:
 
     def stamp(self) -> object | None:
         sight = self._sight
-        if sight is not None:
-            number, seen, until, stamp, *_ = sight
-            if number[0] == seen and monotonic() < until:
-                return stamp
+        if sight is not None and sight.number[0] == sight.seen and monotonic() < sight.until:
+            return sight.stamp
         with self._alone() as alone:
             if not alone:
                 return self._seen_lately()

@@ -26,8 +26,9 @@ EVERY_SECONDS = 0.5
 DRAIN_SECONDS = 3.0
 """How long an end waits for what is left."""
 
-_PATIENCE = 1.0
-"""Seconds of failures after which the rest of the marks is left for the next try."""
+_PATIENCE = 0.1
+"""Seconds of failures after which the rest of the marks is left for the next try: ten thousand that fail
+one after the other must not keep a processor busy."""
 _SETTLES = 0.05
 """Seconds after which word of our own write has come back and dropped what it drops."""
 
@@ -76,7 +77,7 @@ class Touches:
         """Forgets everything, also after a fork in the middle of another thread's call."""
         self._lock = threading.Lock()
         self._waiting: dict[str, Touch] = {}
-        self._taking = self._failing = False
+        self._taking = self._failing = self._told = False
         self._something = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -158,14 +159,16 @@ class Touches:
         last, so that a part of the store which is down keeps nobody else's."""
         left = False
         patience = _PATIENCE
-        for key, touch in list(self._waiting.items()):
+        with self._lock:
+            waiting = list(self._waiting.items())
+        for key, touch in waiting:
             began = monotonic()
             try:
                 kept = self._write(touch)
             except StoreDown as error:
-                if not self._failing:
+                if not self._told:
                     log.warning("sessions not marked as seen for now: %s", error)
-                self._failing = left = True
+                self._failing = self._told = left = True
                 self._to_the_end(key)
                 patience -= monotonic() - began
                 if patience <= 0:
@@ -179,6 +182,7 @@ class Touches:
             self._discard(key, touch)
             if kept:
                 settling.append((monotonic() + _SETTLES, touch.secret))
+        self._told = left  # once for each time, also where only a part of the store is down
         return not left
 
     def _to_the_end(self, key: str) -> None:

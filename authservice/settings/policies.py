@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from authservice.policy import workloads
-from authservice.settings.kinds import Kind
+from authservice.settings.kinds import HEADER, Kind, optional
 
 Lines = Iterator[str]
 
@@ -24,6 +24,16 @@ WORKLOADS = Kind(
     'a map (JSON or YAML) of hosts, with an optional path prefix, to {"namespace": …, "labels": {…}}, or the '
     "path of a file that holds it",
 )
+
+
+def _peer_header(text: str) -> str:
+    """Headers with ``_`` in their names are dropped on the way: nobody would ever have an identity."""
+    if "_" in HEADER.parse(text):
+        raise ValueError("a header with _ in its name does not get here")
+    return text
+
+
+PEER_HEADER = optional(Kind(_peer_header, HEADER.takes + " without _"))
 
 
 def policies_are_somewhere(

@@ -18,7 +18,7 @@ from typing import Literal
 from authservice.identity import Transformers
 from authservice.settings import addresses, kinds
 from authservice.settings.issuers import BEARER_ISSUERS, BearerIssuer
-from authservice.settings.policies import WORKLOADS
+from authservice.settings.policies import PEER_HEADER, WORKLOADS
 from authservice.settings.rows import Row, section
 from authservice.settings.secret import Secret
 from authservice.settings.table_sessions import OfSessions
@@ -289,7 +289,7 @@ class Declared(OfSessions):
         kinds.NAMESPACE, "istio-system", "The namespace whose policies are for all namespaces.",
     )
     policy_peer_header: str = _access(
-        kinds.HEADER_OR_OFF, "",
+        PEER_HEADER, "",
         "The header in which the gateway tells who its peer in the mesh is (`principals`, `namespaces`, "
         "`serviceAccounts`), believed from `TRUSTED_PROXIES` only. The gateway has to take a client's own away.",
         otherwise="nobody tells, and policies cannot ask", example="x-forwarded-client-cert",
