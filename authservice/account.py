@@ -21,7 +21,6 @@ from authservice.browsers import Browsers, browser_session, page, request_log_fi
 from authservice.check import CheckRequest, Reach
 from authservice.entrance import NO_STORE
 from authservice.errors import AuthServiceError, Refused
-from authservice.gateways import Trust
 from authservice.identity import Identity
 from authservice.judge import parts_of, response, told_to_log_in
 from authservice.links import usable
@@ -31,6 +30,7 @@ from authservice.pages import Pages
 from authservice.sessions.copies import LiveSession
 from authservice.sessions.directory import Directory, deadline
 from authservice.sessions.seal import public_id
+from authservice.trust import Trust
 
 log = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
 from authservice.entrance import Entrance, Rounds
 from authservice.errors import AuthServiceError, SettingsError
-from authservice.gateways import Gateways, OwnPaths, Trust
+from authservice.gateways import Gateways, OwnPaths
 from authservice.identity import ClaimRules, IdentityHeaders
 from authservice.incoming import MOST_HEADER_BYTES
 from authservice.logs import Event
@@ -58,6 +58,7 @@ from authservice.sessions.seal import Keyring
 from authservice.sessions.sqlite import SqliteStore
 from authservice.sessions.sweeping import Sweeper
 from authservice.settings import Secret, Settings
+from authservice.trust import Trust
 from authservice.urls import PathPrefixes, ReturnAddresses
 from authservice.wiring import Wiring
 

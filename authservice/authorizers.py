@@ -15,10 +15,10 @@ from authservice.authz.demands import DemandsAuthorizer
 from authservice.authz.groups import GroupsAuthorizer
 from authservice.authz.policy import PolicyAuthorizer
 from authservice.check import CheckRequest
-from authservice.gateways import Trust
 from authservice.outbound import Http
 from authservice.policy.current import Policies
 from authservice.settings import Settings
+from authservice.trust import Trust
 
 
 class Authorizers(NamedTuple):

@@ -16,12 +16,12 @@ from flask import Response, request
 
 from authservice.check import Reply
 from authservice.entrance import NO_STORE, origin, short_cookie
-from authservice.gateways import Trust
 from authservice.judge import parts_of, response
 from authservice.logs import request_id
 from authservice.pages import Page, Pages
 from authservice.same_origin import is_same_origin
 from authservice.sessions.interface import BrowserSession
+from authservice.trust import Trust
 
 DOOR_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 """What a door is asked with. Each says itself which of them it takes."""

@@ -18,7 +18,6 @@ from authservice.browsers import Browsers
 from authservice.check import CheckRequest, Reach, Reply, RequestParts
 from authservice.compat import Compat
 from authservice.entrance import Entrance, Rounds
-from authservice.gateways import Trust
 from authservice.identity import ClaimRules, Identity, IdentityHeaders
 from authservice.logout import Logout, LogoutRules
 from authservice.oidc.client import Client
@@ -32,6 +31,7 @@ from authservice.sessions.live import Sessions
 from authservice.settings import Settings
 from authservice.settings.compat import ENDPOINTS
 from authservice.site import Site, SiteRules
+from authservice.trust import Trust
 from authservice.urls import ReturnAddresses
 from authservice.wiring import Wiring
 

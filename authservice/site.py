@@ -22,7 +22,7 @@ from authservice.browsers import DOOR_METHODS, Browsers, browser_session, page, 
 from authservice.check import Reach, RequestParts
 from authservice.entrance import NO_STORE, ROUNDS_WINDOW, Entrance, Rounds
 from authservice.errors import AuthServiceError, IdentityUnusable, LoginNotOurs, TooManyLogins
-from authservice.gateways import Trust, original_uri
+from authservice.gateways import original_uri
 from authservice.identity import AuthMethod, ClaimRules, Identity, IdentityHeaders, from_claims
 from authservice.judge import parts_of, response, told_to_log_in
 from authservice.logs import Event
@@ -33,6 +33,7 @@ from authservice.pages import Page, Pages
 from authservice.scrape import CONTENT_TYPE, Ledger
 from authservice.sessions import Session
 from authservice.sessions.cookies import read_cookies
+from authservice.trust import Trust
 from authservice.upstream import on_trial
 from authservice.urls import ReturnAddresses
 

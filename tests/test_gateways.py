@@ -13,9 +13,9 @@ from authservice.gateways import (
     ForwardAuthDialect,
     Gateways,
     OwnPaths,
-    Trust,
     VerifyDialect,
 )
+from authservice.trust import Trust
 
 OWN = OwnPaths(
     callback="/authservice/oidc/callback",

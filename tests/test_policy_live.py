@@ -22,7 +22,7 @@ from authservice import cli
 from authservice.app import create_app
 from authservice.authz.policy import peer_of
 from authservice.errors import SettingsError
-from authservice.gateways import Trust
+from authservice.trust import Trust
 from authservice.settings.kinds import NETWORKS
 from tests.conftest import Answer, Browser, ask
 from tests.policy_sets import authentication, policy

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from authservice.gateways import Trust
+from authservice.trust import Trust
 from authservice.policy.question import Ground, Hit, Question
 from authservice.policy.resources import PolicyErrors
 from tests.policy_sets import (

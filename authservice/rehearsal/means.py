@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from authservice.policies import named_workloads
 from authservice.errors import SettingsError
 from authservice.policy import workloads as workload_map
 from authservice.policy.compile import PolicySet, compile

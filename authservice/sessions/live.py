@@ -23,7 +23,7 @@ from authservice.ops import Counts, Metric
 from authservice.sessions import Entry, Label, Session, Store, from_microseconds
 from authservice.sessions.copies import Copies, Copy, KeepTokens, LiveSession, live_session
 from authservice.sessions.labels import Labels
-from authservice.sessions.records import encode, opened, sealed
+from authservice.sessions.records import but_for_marks, encode, opened, sealed, seen_at
 from authservice.sessions.seal import is_secret, mark_key, new_secret, store_key
 from authservice.sessions.touches import Noted, Touch, Touches
 
@@ -186,7 +186,7 @@ class Sessions:
                 if noted is Noted.REFUSED:
                     return self.live(self._touch(secret, session, entry, now), key)
                 if noted is Noted.TAKEN:
-                    session, due = _seen(session, now), False
+                    session, due = seen_at(session, now), False
             live = self.live(session, key)
             if stamp is not None:
                 ends = min(self._end(session), entry.expires)
@@ -237,7 +237,7 @@ class Sessions:
                 self._copies.forget(key)  # a check may have read the old one meanwhile
             if saved:
                 return found
-            if found is None or _but_for_marks(found.session) != _but_for_marks(old.session):
+            if found is None or but_for_marks(found.session) != but_for_marks(old.session):
                 return None
             before = found
         return None
@@ -260,7 +260,7 @@ class Sessions:
                 found = self.record(secret)
             finally:
                 self._copies.forget(key)
-            if found is None or _but_for_marks(found.session) != _but_for_marks(old.session):
+            if found is None or but_for_marks(found.session) != but_for_marks(old.session):
                 return False
             before = found
         return False
@@ -366,7 +366,7 @@ class Sessions:
         that is written meanwhile is then in one of the two."""
         if touch is None or touch.first >= self._deadline(session):
             return session
-        return _seen(session, touch.last)
+        return seen_at(session, touch.last)
 
     def _note(self, secret: str, key: str, last_seen: datetime, now: datetime) -> Noted:
         """Leaves it to the thread to mark a session as seen, unless there is too little time for that."""
@@ -387,7 +387,7 @@ class Sessions:
                 return False
             if touch.first >= self._deadline(session) or not self._is_due(session, touch.last):
                 return False
-            if self._save_again(touch.secret, _seen(session, touch.last), entry.version):
+            if self._save_again(touch.secret, seen_at(session, touch.last), entry.version):
                 if kept:
                     self._renew(touch.secret)
                 return kept
@@ -405,7 +405,7 @@ class Sessions:
         """Moves ``last_seen`` at once. Only over the version that was read: a session that was ended
         meanwhile is not brought back, and of many checks at once one writes. A store that cannot be
         written does not fail the check."""
-        seen = _seen(session, now)
+        seen = seen_at(session, now)
         try:
             if not self._save_again(secret, seen, entry.version):
                 self._touches.note(store_key(secret), secret, now)  # for over what somebody wrote meanwhile
@@ -435,15 +435,6 @@ class Sessions:
     def _labelled(self, session: Session) -> Session:
         assert self._labels
         return msgspec.structs.replace(session, label_key=self._labels.key_id, labelled=self._now())
-
-
-def _but_for_marks(session: Session) -> Session:
-    return msgspec.structs.replace(session, last_seen=session.created, label_key="", labelled=None)
-
-
-def _seen(session: Session, at: datetime) -> Session:
-    """Never seen earlier than before: another process's clock, or ours, may have been ahead."""
-    return msgspec.structs.replace(session, last_seen=max(session.last_seen, at))
 
 
 def _quick_until(copy: Copy, now: datetime) -> datetime:

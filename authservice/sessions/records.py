@@ -6,6 +6,8 @@ cookie. Called by `sessions.live`.
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import msgspec
 
 from authservice.errors import ProviderWrong
@@ -38,3 +40,13 @@ def opened(secret: str, value: bytes) -> Session | None:
         return _DECODER.decode(plaintext)
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
+
+
+def but_for_marks(session: Session) -> Session:
+    """What of a record is not changed by marking it as seen, or by a new label."""
+    return msgspec.structs.replace(session, last_seen=session.created, label_key="", labelled=None)
+
+
+def seen_at(session: Session, at: datetime) -> Session:
+    """Never seen earlier than before: another process's clock, or ours, may have been ahead."""
+    return msgspec.structs.replace(session, last_seen=max(session.last_seen, at))
