@@ -112,7 +112,8 @@ class OfSessions:
     secret_keys: tuple[Secret, ...] = _session(
         kinds.secrets_of(16), "",
         "The service's own keys, the same on all replicas. The first one seals, all of them open: put a new "
-        "one in front, and take an old one away when nobody needs its sessions any more.",
+        "one in front, and take an old one away when nobody needs its sessions any more. With "
+        "`UPSTREAM_ASSERTION_HEADER` put it at the end for a day first.",
         otherwise="derived from the client secret or private key", secret=True,
     )
     client_secret_previous: Secret = _session(
