@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from authservice.authz import Authorizer, Granted, external
 from authservice.authz.demands import DemandsAuthorizer
-from authservice.authz.groups import GroupsAuthorizer
+from authservice.authz.groups import EVERYBODY, GroupsAuthorizer
 from authservice.authz.policy import PolicyAuthorizer
 from authservice.check import CheckRequest
 from authservice.outbound import Http
@@ -30,7 +30,8 @@ class Authorizers(NamedTuple):
 
 def build(settings: Settings, policies: Policies | None, trust: Trust, now: Callable[[], datetime]) -> Authorizers:
     """The authorizers in their order."""
-    groups = GroupsAuthorizer(settings.groups_allowlist)
+    allowed = settings.groups_allowlist
+    groups = None if EVERYBODY in allowed else GroupsAuthorizer(allowed)
     policy = None if policies is None else _policy(settings, policies, trust)
     demands = DemandsAuthorizer() if settings.oauth2_proxy_compat else None
     asked: tuple[Authorizer | None, ...] = (groups, demands, policy, _external(settings, now))

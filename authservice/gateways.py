@@ -73,16 +73,17 @@ class EnvoyDialect:
         target = self.original_target(parts) if self._check_prefix else parts.target or ""
         if target is None:
             raise Misdirected("the check's path does not begin with CHECK_PATH_PREFIX")
+        scheme, client, forwarded = self._trust.outside(parts)
         return CheckRequest(
             method=parts.method,
-            scheme=self._trust.scheme(parts),
+            scheme=scheme,
             host=parts.headers.get("host", "").lower(),
             target=target,
             path=canonical_path(target),
             headers=parts.headers,
-            client=self._trust.client(parts),
+            client=client,
             dialect=self.name,
-            forwarded=self._trust.trusts(parts.peer),
+            forwarded=forwarded,
         )
 
 
@@ -104,7 +105,8 @@ class VerifyDialect:
 
     def read(self, parts: RequestParts) -> CheckRequest:
         behind = _behind(parts.target or "", self._verify_path)
-        scheme, host, method = self._trust.scheme(parts), parts.headers.get("host", ""), parts.method
+        scheme, client, forwarded = self._trust.outside(parts)
+        host, method = parts.headers.get("host", ""), parts.method
         target = behind or ""
         if self._nginx and not behind:
             _require_trusted(self._trust, parts)
@@ -119,9 +121,9 @@ class VerifyDialect:
             target=target,
             path=canonical_path(target) if behind else _path(target),
             headers=parts.headers,
-            client=self._trust.client(parts),
+            client=client,
             dialect=self.name,
-            forwarded=self._trust.trusts(parts.peer),
+            forwarded=forwarded,
             doubtful=not behind and _might_be_two(target),
         )
 
@@ -146,6 +148,7 @@ class ForwardAuthDialect:
         scheme = scheme_told(_once(headers, "x-forwarded-proto"))
         if scheme is None:
             raise Misdirected("X-Forwarded-Proto is neither http nor https")
+        _, client, forwarded = self._trust.outside(parts)
         return CheckRequest(
             method=_method(headers, "x-forwarded-method"),
             scheme=scheme,
@@ -153,9 +156,9 @@ class ForwardAuthDialect:
             target=target,
             path=_path(target),
             headers=headers,
-            client=self._trust.client(parts),
+            client=client,
             dialect=self.name,
-            forwarded=self._trust.trusts(parts.peer),
+            forwarded=forwarded,
             doubtful=_might_be_two(target),
         )
 
@@ -187,16 +190,17 @@ class AuthRequestDialect:
         if demands and names_a_demand(target.partition("?")[2]):
             # Some gateways put the client's query behind their own.
             raise Misdirected("the original query names what the check demands")
+        scheme, client, forwarded = self._trust.outside(parts)
         return CheckRequest(
             method=method,
-            scheme=self._trust.scheme(parts) or told_scheme,
+            scheme=scheme or told_scheme,
             host=(told_host or headers.get("host", "")).lower(),
             target=target,
             path=None,
             headers=headers,
-            client=self._trust.client(parts),
+            client=client,
             dialect=self.name,
-            forwarded=self._trust.trusts(parts.peer),
+            forwarded=forwarded,
             doubtful=_might_be_two(target),
             demands=demands,
         )
@@ -243,6 +247,8 @@ class Gateways:
         self._own_prefix = own.forward_auth.rpartition("/")[0] + "/"
         self._auth = AuthRequestDialect(trust, needs_original=auth_needs_original)
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout", **own.further}
+        # How every path begins that might be asked about otherwise than Envoy asks.
+        self._beginnings = (own.verify, own.forward_auth, self._own_prefix[:-1], *own.auth)
 
     def door(self, parts: RequestParts) -> str | None:
         """``"callback"``, ``"login"``, ``"logout"`` or one of `OwnPaths.further` when the request is for one of
@@ -261,6 +267,8 @@ class Gateways:
         Raises `errors.Misdirected` when no chosen one does.
         """
         path = canonical_path(parts.target or "")
+        if path is not None and self._envoy is not None and not path.startswith(self._beginnings):
+            return self._envoy
         if path is not None:
             if path.startswith(self._own.verify) and (path + "/").startswith(self._below_verify):
                 return self._verify

@@ -50,6 +50,7 @@ _ONCE = frozenset(("host", "content-type", "content-length"))
 _NEVER_IN_TRAILERS = frozenset(
     ("host", "content-length", "transfer-encoding", "trailer", "authorization", "te")
 )
+_PLAIN_CONNECTIONS = ("close", "keep-alive")
 _FRAMING = frozenset(("content-length", "transfer-encoding", "connection", "upgrade", "expect", "content-type"))
 _USUAL = (
     "Host Cookie User-Agent Accept Accept-Encoding Accept-Language Authorization Cache-Control Pragma Origin "
@@ -58,10 +59,13 @@ _USUAL = (
     "X-Forwarded-For X-Forwarded-Proto X-Forwarded-Host X-Forwarded-Port X-Forwarded-Uri X-Forwarded-Method "
     "X-Forwarded-Server X-Real-Ip X-Request-Id X-Original-Uri X-Original-Url X-Original-Method X-Requested-With "
     "X-Envoy-Expected-Rq-Timeout-Ms X-Envoy-Internal X-Envoy-External-Address X-B3-Traceid X-B3-Spanid X-B3-Sampled "
-    "Traceparent Tracestate"
+    "Traceparent Tracestate Content-Length Connection"
 )
-# The names of most lines, so that each costs one look-up; any other is made lower-case when it comes.
+# The names of most lines, so that each costs one look-up. Others are added when they come, as long as there is
+# room: applications and gateways have few of their own, and a stranger's are told apart without this table.
 _NAMES = {spelt.encode(): name.lower() for name in _USUAL.split() for spelt in (name, name.lower(), name.title())}
+_MOST_NAMES = 2000
+_LONGEST_NAME_KEPT = 64
 
 
 class _Plain:
@@ -73,7 +77,7 @@ class _Plain:
 
     def __init__(self) -> None:
         self.fields: dict[bytes, bytes] = {}
-        self.on_header = self.fields.__setitem__
+        self.on_header = self.fields.setdefault
         self.awaited: list[None] = []
         self.on_message_complete = self.awaited.pop
 
@@ -104,15 +108,18 @@ class _Message:
         headers[key] = text
 
 
-def _plain_name(name: bytes, text: str) -> str:
-    """The key of a field that says no more than its value; empty for any other, and for names that WSGI
-    would take for another one. llhttp has seen that a name is a token, so it is ASCII."""
-    key = name.decode("ascii").lower()
-    if key == "content-length":
-        return key if text == "0" else ""
-    if key == "connection":
-        return key if text.lower() in ("close", "keep-alive") else ""
-    return "" if key in _FRAMING or "_" in key else key
+def _plain_fields(fields: dict[bytes, bytes]) -> dict[str, str]:
+    """Fields with names that are not in the table yet; empty when one says more than its value, or when WSGI
+    would take its name for another one. llhttp has seen that names are tokens, so they are ASCII."""
+    headers: dict[str, str] = {}
+    for name, value in fields.items():
+        key = _NAMES.get(name) or name.decode("ascii").lower()
+        if key in _FRAMING or "_" in key:
+            return {}
+        if len(_NAMES) < _MOST_NAMES and len(name) <= _LONGEST_NAME_KEPT:
+            _NAMES[name] = key
+        headers[key] = value.strip().decode("latin-1")
+    return headers
 
 
 def _unknown_codings(value: str) -> bool:
@@ -184,25 +191,26 @@ class Incoming:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             self._renew()
             return None
-        headers: dict[str, str] = {}
-        name_of = _NAMES.get
-        for name, value in fields.items():
-            text = value.strip().decode("latin-1")
-            headers[name_of(name) or _plain_name(name, text)] = text
+        names = _NAMES
+        try:
+            headers = {names[name]: value.strip().decode("latin-1") for name, value in fields.items()}
+        except KeyError:
+            headers = _plain_fields(fields)
         # To take them out is several times faster than to count them.
         lines = len(data) - len(data.replace(b"\n", b"")) - 2
+        connection = headers.get("connection")
         # More than one request, empty lines behind it (llhttp passes over them without a word), or one that
         # is not plain: `next` takes the bytes apart from the start.
         if (
             plain.awaited
             or len(headers) != lines
             or lines > MOST_FIELDS
-            or "" in headers
+            or headers.get("content-length", "0") != "0"
+            or not (connection is None or connection.lower() in _PLAIN_CONNECTIONS)
             or not (headers.get("host") in self._hosts or self._knows(headers.get("host")))
         ):
             self._renew()
             return None
-        connection = headers.get("connection")
         self.keep_alive = connection is None or connection.lower() != "close"
         self.http10 = False
         self.body = b""

@@ -160,12 +160,13 @@ class Counts:
 
     def __init__(self) -> None:
         self._gauges: dict[str, Callable[[], int]] = {Metric.WORKERS.one(): lambda: 1}
-        self.forget()
+        names = [name for metric in Metric if metric.kind == "counter" for name in metric.series()]
+        self._counters = {name: _Counter() for name in names}
 
     def forget(self) -> None:
         """Begins at nothing again, as a process forked from this one must. Not for use while others count."""
-        names = [name for metric in Metric if metric.kind == "counter" for name in metric.series()]
-        self._counters = {name: _Counter() for name in names}
+        for counter in self._counters.values():
+            counter.forget()
 
     def add(self, metric: Metric, value: str = "") -> None:
         """Counts one more."""
@@ -173,8 +174,7 @@ class Counts:
 
     def adder(self, metric: Metric, value: str = "") -> Callable[[], object]:
         """What counts one more when it is called, for whoever cannot afford to look it up each time."""
-        name = metric.one(value)
-        return lambda: self._counters[name].add()
+        return self._counters[metric.one(value)].add
 
     def gauge(self, metric: Metric, ask: Callable[[], int]) -> None:
         """Names who can say what the number is now."""
@@ -194,13 +194,18 @@ class _Counter:
     `itertools.count` is a single step of the interpreter, unlike ``+= 1``."""
 
     def __init__(self) -> None:
-        numbers = itertools.count()
-        self.add = numbers.__next__
+        self._next = itertools.count().__next__
+        self.add: Callable[[], object] = self._next
         self._reads = 0
         self._reading = threading.Lock()
+
+    def forget(self) -> None:
+        """Begins at nothing again: what was counted so far is subtracted. Who was reading at a fork is not here."""
+        self._reading = threading.Lock()
+        self._reads = self._next() + 1
 
     def value(self) -> int:
         """Reading takes a number, too: those are subtracted."""
         with self._reading:
             self._reads += 1
-            return self.add() - (self._reads - 1)
+            return self._next() - (self._reads - 1)

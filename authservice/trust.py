@@ -15,6 +15,7 @@ from authservice.check import RequestParts
 Networks = Sequence[IPv4Network | IPv6Network]
 
 _MOST_PEERS = 4096
+_LONGEST_CHAIN_KEPT = 256
 _LONGEST_ADDRESS = 64  # characters of an IPv6 address with an IPv4 tail (45) and the name of a zone
 
 
@@ -30,6 +31,7 @@ class Trust:
         self._outside_scheme = outside_scheme
         # The same few come again and again. Bounded: hops are text of anybody's.
         self._is_proxy = lru_cache(_MOST_PEERS)(self._look_up)
+        self._kept_ends = lru_cache(_MOST_PEERS)(self._ends)
 
     def trusts(self, peer: str | None) -> bool:
         """Whether the connection's other end is in ``TRUSTED_PROXIES``."""
@@ -49,24 +51,29 @@ class Trust:
         """Whether no proxies are named at all."""
         return not self._proxies
 
+    def outside(self, parts: RequestParts) -> tuple[str | None, str | None, bool]:
+        """What `scheme` and `client` tell, and whether the peer is a trusted proxy."""
+        if not self._proxies or not self.trusts(parts.peer):
+            return self._outside_scheme, parts.peer, False
+        scheme = self._outside_scheme or scheme_told(parts.headers.get("x-forwarded-proto", ""))
+        return scheme, self.addresses(parts.headers)[1] or parts.peer, True
+
     def scheme(self, parts: RequestParts) -> str | None:
         """``"http"`` or ``"https"`` as the person sees it; ``None`` when nothing trustworthy tells."""
-        if self._outside_scheme is not None or not self._proxies:
-            return self._outside_scheme
-        if not self.trusts(parts.peer):
-            return None
-        return scheme_told(parts.headers.get("x-forwarded-proto", ""))
+        return self.outside(parts)[0]
 
     def client(self, parts: RequestParts) -> str | None:
         """The client's address: the last one in ``X-Forwarded-For`` that no trusted proxy added."""
-        if not self._proxies or not self.trusts(parts.peer):
-            return parts.peer
-        return self.addresses(parts.headers)[1] or parts.peer
+        return self.outside(parts)[1]
 
     def addresses(self, headers: Mapping[str, str]) -> tuple[str | None, str | None]:
         """What ``X-Forwarded-For`` of a trusted proxy tells: who connected to it, and the client, which is the
         last one that no trusted proxy added. ``None`` for what is not there, or is no address."""
-        hops = [hop.strip() for hop in headers.get("x-forwarded-for", "").split(",") if hop.strip()]
+        chain = headers.get("x-forwarded-for", "")
+        return self._kept_ends(chain) if len(chain) <= _LONGEST_CHAIN_KEPT else self._ends(chain)
+
+    def _ends(self, chain: str) -> tuple[str | None, str | None]:
+        hops = [hop.strip() for hop in chain.split(",") if hop.strip()]
         if not hops:
             return None, None
         client = next((hop for hop in reversed(hops) if not self.trusts(hop)), hops[0])

@@ -12,13 +12,14 @@ import logging
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from flask import Flask
 
+from authservice import ops
 from authservice.app import JUDGE, MOST_HEADER_BYTES
 from authservice.fastlane import FastLane
 from authservice.judge import parts_of
@@ -110,47 +111,43 @@ def told_by_the_judge(records: Sequence[logging.LogRecord]) -> Lines:
     ]
 
 
-class _Tally(dict[str, Any]):
-    """A service's counters; while a thread listens, they also, or only, count for that thread."""
+class _Overheard(ops._Counter):
+    """A counter that counts also, or only, for a thread while that listens."""
 
-    def __init__(self, counters: dict[str, Any]) -> None:
-        super().__init__(counters)
-        self._own = threading.local()
+    def __init__(self) -> None:
+        super().__init__()
+        self.add = self._add
 
-    def __getitem__(self, name: str) -> Any:
-        counted: Counter[str] | None = getattr(self._own, "counted", None)
-        if counted is None:
-            return super().__getitem__(name)
-        if self._own.tells:
-            super().__getitem__(name).add()
-        return _One(counted, name)
-
-    @contextmanager
-    def listening(self, tells: bool) -> Iterator[Counter[str]]:
-        before = dict(vars(self._own))
-        self._own.counted, self._own.tells = Counter(), tells
-        try:
-            yield self._own.counted
-        finally:
-            vars(self._own).clear()
-            vars(self._own).update(before)
+    def _add(self) -> int:
+        name = _OWN.names.get(self)
+        if name is None:
+            return self._next()
+        _OWN.counted[name] += 1
+        return self._next() if _OWN.tells else 0
 
 
-class _One(NamedTuple):
-    counted: Counter[str]
-    name: str
+class _Own(threading.local):
+    """What one thread listens to: counters of one service, by their names."""
 
-    def add(self) -> None:
-        self.counted[self.name] += 1
+    names: Mapping[object, str] = {}
+    counted: Counter[str] = Counter()
+    tells = True
+
+
+_OWN = _Own()
+ops._Counter = _Overheard  # before any service is built: they hold on to what counts
 
 
 @contextmanager
 def counting(counts: Counts, *, tells: bool) -> Iterator[Counter[str]]:
     """What this thread's service counts within; really counted, too, or not."""
-    if not isinstance(counts._counters, _Tally):
-        counts._counters = _Tally(counts._counters)
-    with counts._counters.listening(tells) as counted:
-        yield counted
+    before = _OWN.names, _OWN.counted, _OWN.tells
+    names = {counter: name for name, counter in counts._counters.items()}
+    _OWN.names, _OWN.counted, _OWN.tells = names, Counter(), tells
+    try:
+        yield _OWN.counted
+    finally:
+        _OWN.names, _OWN.counted, _OWN.tells = before
 
 
 _LOOKED_UP = {metric.one() for metric in (Metric.SESSION_HITS, Metric.BEARER_HITS, Metric.SESSION_INVALIDATIONS)}

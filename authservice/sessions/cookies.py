@@ -57,19 +57,22 @@ def candidates(name: str) -> Callable[[str], str | None]:
     formed: ``None`` only if there are no `session_secrets`, and else their first, or a value that is
     none. Searches for the name instead of reading every cookie, since most of a long header is other
     people's."""
-    # The name and the value, and no more: what stands before is looked at afterwards, since only an
-    # expression that begins with plain text is searched for quickly.
-    search = re.compile(re.escape(name) + _WELL_FORMED).search
+    # Looked for as plain text, which passes over what shares no letters with the name; what stands before and
+    # behind it is looked at afterwards.
+    behind = re.compile(_WELL_FORMED).match
+    length = len(name)
 
     def first(cookie_header: str) -> str | None:
-        found = search(cookie_header)
-        while found is not None:
-            before = found.start() - 1
-            while before >= 0 and cookie_header[before] in " \t":
-                before -= 1
-            if before < 0 or cookie_header[before] in ";,":
-                return found[1]
-            found = search(cookie_header, found.start() + 1)
+        at = cookie_header.find(name)
+        while at >= 0:
+            found = behind(cookie_header, at + length)
+            if found is not None:
+                before = at - 1
+                while before >= 0 and cookie_header[before] in " \t":
+                    before -= 1
+                if before < 0 or cookie_header[before] in ";,":
+                    return found[1]
+            at = cookie_header.find(name, at + 1)
         return None
 
     return first
