@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from authservice import incoming as incoming_module
 from authservice.bodies import KEPT_BODY, MOST_BODY, MOST_CHUNK_LINE, MOST_TRAILERS, Refusal
 from authservice.check import RequestParts
 from authservice.incoming import MOST_FIELDS, MOST_HEADER_BYTES, MOST_LINE, Incoming
@@ -208,6 +209,28 @@ def test_a_body_of_single_bytes_is_not_taken_apart_for_ever() -> None:
     assert (len(requests), status) == (1, None)
     requests, status = read(head + (b"40\r\n" + b"x" * 64 + b"\r\n") * 5000 + b"0\r\n\r\n")
     assert (len(requests), status) == (1, None)
+
+
+def test_names_of_fields_are_learnt_up_to_a_number_and_stay_right_beyond(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = dict(incoming_module._NAMES)
+    monkeypatch.setattr(incoming_module, "_NAMES", known)
+    monkeypatch.setattr(incoming_module, "_MOST_NAMES", len(known) + 3)
+    names = ["X-One", "x-one", "X-Two", "X-Three", "Y-" + "n" * 100, "X-One"]
+    for name in names:
+        data = with_fields(f"{name}:  a value\t")
+        assert read(data) == read(data, short_way=False)
+        assert Incoming(PEER).whole(data) == RequestParts("GET", "/", {"host": "h", name.lower(): "a value"}, PEER)
+    assert len(known) == len(incoming_module._NAMES) == incoming_module._MOST_NAMES
+    assert known[b"X-One"] == known[b"x-one"] == "x-one" and b"X-Three" not in known
+
+
+@pytest.mark.parametrize("line", ["X_One: 1", "CONTENT-LENGTH: 3", "Transfer-encoding: chunked", "uPGRADE: h2c"])
+def test_names_that_say_more_than_their_value_are_not_learnt(line: str) -> None:
+    data = with_fields(line)
+    for _ in range(2):
+        assert Incoming(PEER).whole(data) is None
+        assert line.partition(":")[0].encode() not in incoming_module._NAMES
+    assert read(data) == read(data, short_way=False)
 
 
 def test_names_of_hosts_cannot_fill_the_memory() -> None:
