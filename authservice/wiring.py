@@ -82,12 +82,13 @@ _LINES: dict[str, dict[Sent, str]] = {
     "nginx": {
         Sent.COOKIE: _NGINX.format(name="Cookie"),
         Sent.ACCEPT: _NGINX.format(name="Accept"),
-        Sent.SCHEME: "nginx: `proxy_set_header X-Forwarded-Proto $scheme;` in the check's location "
-        "and in @login." + _TRUST,
+        Sent.SCHEME: "nginx: `proxy_set_header X-Forwarded-Proto $scheme;` in the check's location, "
+        "in @authservice_login and in @authservice_verdict." + _TRUST,
         Sent.AUTHORIZATION: _NGINX.format(name="Authorization"),
         Sent.ORIGINAL_URL: "nginx: `proxy_set_header X-Original-URI $request_uri;`, "
         "`proxy_set_header X-Original-Method "
-        "$request_method;` and `proxy_set_header Host $http_host;` in the check's location and in @login.",
+        "$request_method;` and `proxy_set_header Host $http_host;` in the check's location, in "
+        "@authservice_login and in @authservice_verdict.",
     },
     "traefik": {
         Sent.COOKIE: _TRAEFIK.format(name="Cookie"),
@@ -209,16 +210,18 @@ class Wiring:
     def _accept(self, check: CheckRequest) -> bool:
         if "accept" in check.headers:
             return True
-        # A gateway that passes on next to nothing hides even that a browser asks.
-        hidden = self._logins and "user-agent" not in check.headers
-        if hidden or _is_browser(check) or f"{self._session_cookie}=" in check.header("cookie"):
+        # Scanners call themselves Mozilla and send no Accept; a gateway that passes on next to nothing hides
+        # even that a browser asks. Both are taken for people only where there are any.
+        people = self._logins or f"{self._session_cookie}=" in check.header("cookie")
+        if "sec-fetch-mode" in check.headers or (people and not _is_program(check)):
             self._miss(Sent.ACCEPT)
         return False
 
     def _scheme(self, check: CheckRequest) -> bool:
         if check.scheme is not None or "x-forwarded-proto" in check.headers:
             return True
-        self._miss(Sent.SCHEME)
+        if not _is_program(check):  # one that tries the port itself passes no gateway
+            self._miss(Sent.SCHEME)
         return False
 
     def _asked_by_the_doctor(self, check: CheckRequest) -> None:
@@ -266,5 +269,7 @@ def _authorization(check: CheckRequest) -> bool:
     return "authorization" in check.headers
 
 
-def _is_browser(check: CheckRequest) -> bool:
-    return "sec-fetch-mode" in check.headers or check.header("user-agent").startswith("Mozilla/")
+def _is_program(check: CheckRequest) -> bool:
+    """By its own name: probes, scripts, everything that is no browser and does not pretend to be one."""
+    name = check.header("user-agent")
+    return bool(name) and not name.startswith("Mozilla/")
