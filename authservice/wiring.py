@@ -63,7 +63,10 @@ _NGINX = (
     "nginx: no `proxy_pass_request_headers off;` and no `proxy_set_header {name} ...;` in the check's "
     "location."
 )
-_TRUST = " Name the gateway's address in TRUSTED_PROXIES: only then it is believed."
+_TRUST = (
+    " Name the gateway's address in TRUSTED_PROXIES: only then it is believed. Behind another proxy that ends "
+    "TLS, name scheme and host in AUTHSERVICE_URL_PREFIX instead."
+)
 
 _LINES: dict[str, dict[Sent, str]] = {
     "envoy": {
@@ -93,9 +96,7 @@ _LINES: dict[str, dict[Sent, str]] = {
     "traefik": {
         Sent.COOKIE: _TRAEFIK.format(name="Cookie"),
         Sent.ACCEPT: _TRAEFIK.format(name="Accept"),
-        Sent.SCHEME: "Traefik sends it by itself; behind another proxy, name that one in "
-        "`forwardedHeaders.trustedIPs` of "
-        "the entry point." + _TRUST,
+        Sent.SCHEME: "Traefik sends it by itself, and its own." + _TRUST,
         Sent.AUTHORIZATION: _TRAEFIK.format(name="Authorization"),
         Sent.ORIGINAL_URL: "Traefik: `address` of forwardAuth ends with `<prefix>/forward-auth`, and "
         "`trustForwardHeader: false`.",
@@ -103,8 +104,7 @@ _LINES: dict[str, dict[Sent, str]] = {
     "caddy": {
         Sent.COOKIE: _CADDY.format(name="Cookie"),
         Sent.ACCEPT: _CADDY.format(name="Accept"),
-        Sent.SCHEME: "Caddy sends it by itself; behind another proxy, name that one in `trusted_proxies`."
-        + _TRUST,
+        Sent.SCHEME: "Caddy sends it by itself: no `header_up -X-Forwarded-Proto` in `forward_auth`." + _TRUST,
         Sent.AUTHORIZATION: _CADDY.format(name="Authorization"),
         Sent.ORIGINAL_URL: "Caddy: `forward_auth` with `uri <prefix>/forward-auth`, and no `header_up` "
         "of X-Forwarded-*.",

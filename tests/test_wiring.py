@@ -196,6 +196,8 @@ def test_every_gateway_has_a_line_for_everything() -> None:
     for gateway in ("envoy", "nginx", "traefik", "caddy"):
         for sent in Sent:
             assert lines(sent, [gateway]), (gateway, sent)
+        # None of them tells a check what a proxy in front of it knows, unless it is set up to.
+        assert "AUTHSERVICE_URL_PREFIX" in lines(Sent.SCHEME, [gateway])
     assert set(NAMES) == set(WITHOUT) == set(Sent)
     assert "/sso/forward-auth" in lines(Sent.ORIGINAL_URL, ["traefik"], "/sso")
     both = lines(Sent.COOKIE, ["envoy", "nginx"])

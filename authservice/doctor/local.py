@@ -124,11 +124,11 @@ def _round_trip(store: Store, now: Callable[[], datetime]) -> str:
 def _store_remedy(settings: Settings) -> str:
     if settings.session_store_type == "redis":
         return (
-            "See that the servers in SESSION_STORE_REDIS_ADDR run and can be reached from here, and that "
-            "SESSION_STORE_REDIS_MODE, -USERNAME, -PWD and -CA_BUNDLE are theirs (docs/redis.md)."
+            "See that the servers in SESSION_STORE_REDIS_ADDR run, can be reached from here and take writes "
+            "(no replica, memory left), and that SESSION_STORE_REDIS_MODE, -USERNAME, -PWD and -CA_BUNDLE are "
+            "theirs (docs/redis.md)."
         )
     return (
         f"Let the service's user read and write {settings.session_store_path} and its folder, see that the "
-        "disk has "
-        "room, and look at the file with `authservice sessions check` (docs/sqlite.md)."
+        "disk has room, and look at the file with `authservice sessions check` (docs/sqlite.md)."
     )
