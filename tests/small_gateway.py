@@ -25,7 +25,7 @@ class SmallGateway:
     ``drops`` are the lower-case names of headers that no check gets; ``path`` changes the target of a check.
     With ``protects`` false nobody is asked, with ``routes`` false the prefix is checked like any other path,
     and with ``answers`` there is only this answer to a check. With ``signs_in`` it asks as ingress-nginx does:
-    whom a check refuses, it sends to the login itself.
+    whom a check refuses, it sends to the login itself, on ``login_origin`` where that is set.
     """
 
     def __init__(self) -> None:
@@ -36,6 +36,7 @@ class SmallGateway:
         self.routes = True
         self.answers: Answer | None = None
         self.signs_in = False
+        self.login_origin = ""
         self.sends_scheme = True
         self.checks = 0
         gateway = self
@@ -86,6 +87,7 @@ class SmallGateway:
         answer = self.answers or ask(self.app, "GET", self.path(target), port=Browser.JUDGE, headers=passed)
         if self.signs_in and answer.status == 401:
             asked = passed["x-original-url"].removeprefix(self.origin)
-            login = f"{self.origin}/authservice/login?rd={quote(asked, safe='')}"
+            where = quote(f"{self.origin}{asked}", safe="")
+            login = f"{self.login_origin or self.origin}/authservice/login?rd={where}"
             return Answer(302, (("Location", login), ("Content-Type", "text/html")), b"")
         return page if answer.status in (200, 204) else answer

@@ -343,6 +343,23 @@ def test_a_gateway_that_leads_to_the_login_itself(
     assert callback.state is State.PROBLEM and "this is not AuthService" in callback.sentence
 
 
+def test_a_gateway_that_leads_to_the_login_of_another_host(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    """Several sites, one of which people log in on."""
+    with SmallGateway() as site:
+        set_up.environ |= {
+            "GATEWAY": "nginx", "ALLOWED_REDIRECT_HOSTS": site.origin.removeprefix("http://")
+        }  # fmt: skip
+        set_up.serving["ALLOWED_REDIRECT_HOSTS"] = set_up.environ["ALLOWED_REDIRECT_HOSTS"]
+        site.signs_in, site.login_origin, set_up.url = True, set_up.gateway.origin, site.origin
+        examined(set_up)  # makes the application
+        site.app = set_up.gateway.app
+        found = examined(set_up)
+    assert problems(found) == []
+    assert "The gateway passes on: the original address." in [one.sentence for one in of(Part.WIRING, found)]
+
+
 def test_a_401_of_the_application_is_not_taken_for_ours(
     set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
 ) -> None:

@@ -71,7 +71,7 @@ def _page(url: str) -> tuple[str, str] | None:
         return None
     if not named or "@" in parts.netloc:
         return None
-    return f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    return f"{parts.scheme}://{parts.netloc.lower()}", parts.path.rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,12 +365,17 @@ class _Outside:
         return logins.open_state("".join(query.get("state", [])))
 
     def _signs_in(self, answer: Response) -> str:
-        """Where the gateway itself sends people to our login (`auth-signin` of ingress-nginx), as an address of
-        the origin that is looked at; empty where it does not."""
-        where = leads_to(answer)
-        if where.path != self.settings.login_path or where.netloc not in ("", urlsplit(self.origin).netloc):
+        """Where the gateway itself sends people to our login (`auth-signin` of ingress-nginx), on the origin that
+        is looked at or that of the settings; empty where it does not."""
+        where, settings = leads_to(answer), self.settings
+        origins = {
+            settings.outside_host: f"{settings.outside_scheme}://{settings.outside_host}",
+            "": self.origin,
+            urlsplit(self.origin).netloc: self.origin,
+        }
+        if where.path != settings.login_path or where.netloc.lower() not in origins:
             return ""
-        return f"{self.origin}{where.path}?{where.query}"
+        return f"{origins[where.netloc.lower()]}{where.path}?{where.query}"
 
     def _lacks(self, sent: Sent) -> Finding:
         gateways, prefix = self.settings.gateway, self.settings.prefix_path
