@@ -35,7 +35,7 @@ def settings(found: Examined) -> Iterator[Finding]:
     for line in told:
         yield bad(Part.SETTINGS, line, _explained(line))
     if not told:
-        yield good(Part.SETTINGS, "A service with these settings would start.")
+        yield good(Part.SETTINGS, "All settings can be used.")
 
 
 def _explained(line: str) -> str:
@@ -67,7 +67,7 @@ def store(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
     part, remedy = Part.STORE, _store_remedy(settings)
     made_later = _made_later(settings.session_store_path) if settings.session_store_type == "filesystem" else None
     if made_later is not None:
-        yield good(part, f"{made_later} is not there yet; the first start of the service makes it.")
+        yield skipped(part, f"{made_later} is not there yet; the first start of the service makes it.")
         return
     try:
         with closing(build_store(settings, now, create=False)) as opened:
