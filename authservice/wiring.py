@@ -63,7 +63,10 @@ _NGINX = (
     "nginx: no `proxy_pass_request_headers off;` and no `proxy_set_header {name} ...;` in the check's "
     "location."
 )
-_TRUST = " Name the gateway's address in TRUSTED_PROXIES: only then it is believed."
+_TRUST = (
+    " Name the gateway's address in TRUSTED_PROXIES: only then it is believed. Behind another proxy that ends "
+    "TLS, name scheme and host in AUTHSERVICE_URL_PREFIX instead."
+)
 
 _LINES: dict[str, dict[Sent, str]] = {
     "envoy": {
@@ -82,19 +85,18 @@ _LINES: dict[str, dict[Sent, str]] = {
     "nginx": {
         Sent.COOKIE: _NGINX.format(name="Cookie"),
         Sent.ACCEPT: _NGINX.format(name="Accept"),
-        Sent.SCHEME: "nginx: `proxy_set_header X-Forwarded-Proto $scheme;` in the check's location "
-        "and in @login." + _TRUST,
+        Sent.SCHEME: "nginx: `proxy_set_header X-Forwarded-Proto $scheme;` in the check's location, "
+        "in @authservice_login and in @authservice_verdict." + _TRUST,
         Sent.AUTHORIZATION: _NGINX.format(name="Authorization"),
         Sent.ORIGINAL_URL: "nginx: `proxy_set_header X-Original-URI $request_uri;`, "
         "`proxy_set_header X-Original-Method "
-        "$request_method;` and `proxy_set_header Host $http_host;` in the check's location and in @login.",
+        "$request_method;` and `proxy_set_header Host $http_host;` in the check's location, in "
+        "@authservice_login and in @authservice_verdict.",
     },
     "traefik": {
         Sent.COOKIE: _TRAEFIK.format(name="Cookie"),
         Sent.ACCEPT: _TRAEFIK.format(name="Accept"),
-        Sent.SCHEME: "Traefik sends it by itself; behind another proxy, name that one in "
-        "`forwardedHeaders.trustedIPs` of "
-        "the entry point." + _TRUST,
+        Sent.SCHEME: "Traefik sends it by itself, and its own." + _TRUST,
         Sent.AUTHORIZATION: _TRAEFIK.format(name="Authorization"),
         Sent.ORIGINAL_URL: "Traefik: `address` of forwardAuth ends with `<prefix>/forward-auth`, and "
         "`trustForwardHeader: false`.",
@@ -102,8 +104,7 @@ _LINES: dict[str, dict[Sent, str]] = {
     "caddy": {
         Sent.COOKIE: _CADDY.format(name="Cookie"),
         Sent.ACCEPT: _CADDY.format(name="Accept"),
-        Sent.SCHEME: "Caddy sends it by itself; behind another proxy, name that one in `trusted_proxies`."
-        + _TRUST,
+        Sent.SCHEME: "Caddy sends it by itself: no `header_up -X-Forwarded-Proto` in `forward_auth`." + _TRUST,
         Sent.AUTHORIZATION: _CADDY.format(name="Authorization"),
         Sent.ORIGINAL_URL: "Caddy: `forward_auth` with `uri <prefix>/forward-auth`, and no `header_up` "
         "of X-Forwarded-*.",
@@ -209,16 +210,18 @@ class Wiring:
     def _accept(self, check: CheckRequest) -> bool:
         if "accept" in check.headers:
             return True
-        # A gateway that passes on next to nothing hides even that a browser asks.
-        hidden = self._logins and "user-agent" not in check.headers
-        if hidden or _is_browser(check) or f"{self._session_cookie}=" in check.header("cookie"):
+        # Scanners call themselves Mozilla and send no Accept; a gateway that passes on next to nothing hides
+        # even that a browser asks. Both are taken for people only where there are any.
+        people = self._logins or f"{self._session_cookie}=" in check.header("cookie")
+        if "sec-fetch-mode" in check.headers or (people and not _is_program(check)):
             self._miss(Sent.ACCEPT)
         return False
 
     def _scheme(self, check: CheckRequest) -> bool:
         if check.scheme is not None or "x-forwarded-proto" in check.headers:
             return True
-        self._miss(Sent.SCHEME)
+        if not _is_program(check):  # one that tries the port itself passes no gateway
+            self._miss(Sent.SCHEME)
         return False
 
     def _asked_by_the_doctor(self, check: CheckRequest) -> None:
@@ -266,5 +269,7 @@ def _authorization(check: CheckRequest) -> bool:
     return "authorization" in check.headers
 
 
-def _is_browser(check: CheckRequest) -> bool:
-    return "sec-fetch-mode" in check.headers or check.header("user-agent").startswith("Mozilla/")
+def _is_program(check: CheckRequest) -> bool:
+    """By its own name: probes, scripts, everything that is no browser and does not pretend to be one."""
+    name = check.header("user-agent")
+    return bool(name) and not name.startswith("Mozilla/")

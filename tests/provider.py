@@ -22,6 +22,7 @@ import secrets
 import socket
 import ssl
 import threading
+import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -66,11 +67,14 @@ MISBEHAVIOURS: dict[str, str] = {
     "wrong_code": "a code that was never issued",
     # metadata and keys
     "other_issuer": "the metadata's issuer has text appended",
+    "kept_discovery": "value: seconds for which a cache kept the metadata on their way",
+    "dated_discovery": "value: exactly this as the Date of the metadata",
     "key_set": "value: exactly this as the key set (bytes, or an object)",
     # the token endpoint
     "token_invalid_grant": "400 invalid_grant",
     "token_invalid_client": "401 invalid_client",
     "token_200_error": "200 with an error member",
+    "token_refused": "value: status and error of every answer",
     "token_no_id_token": "200 without id_token",
     "token_no_access_token": "200 without access_token",
     "token_answer": "value: members that replace those of the token answer; None removes one",
@@ -543,6 +547,9 @@ class FakeProvider:
             return _json(400, {"error": "invalid_grant", "error_description": "<b>secret detail</b>"})
         if "token_invalid_client" in self._faults or not self._authenticated(call):
             return _json(401, {"error": "invalid_client"})
+        if "token_refused" in self._faults:
+            status, error = self._faults["token_refused"]
+            return _json(status, {"error": error})
         if "token_200_error" in self._faults:
             return _json(200, {"error": "invalid_grant"})
         if call.form.get("grant_type") == "refresh_token":
@@ -942,7 +949,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, provider: FakeProvider, endpoint: str, reply: _Reply) -> None:
         faults = provider._faults
-        self.send_response(reply.status)
+        kept, date = int(faults.get(f"kept_{endpoint}", 0)), faults.get(f"dated_{endpoint}")
+        self.send_response_only(reply.status)
+        self.send_header("Date", date or self.date_time_string(time.time() - kept))
+        if kept:
+            self.send_header("Age", str(kept))
         for name, value in reply.headers.items():
             self.send_header(
                 name, quote(value, safe="!#$%&'()*+,/:;=?@[]~ \"") if name == "Location" else value

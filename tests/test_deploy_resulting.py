@@ -11,10 +11,13 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
+from authservice import doctor
+from authservice.doctor import Part, State
 from tests import resulting_envoy, resulting_others
 from tests.e2e import stack as stacks
 from tests.e2e.person import NAVIGATION
@@ -166,6 +169,16 @@ def test_a_program_is_told_to_log_in(gated: Stack) -> None:
     assert answer.status == 401
     assert answer.values("www-authenticate")
     assert answer.json()["login_url"].endswith("/authservice/login")
+
+
+@pytest.mark.usefixtures("names_as_in_browsers")
+def test_the_doctor_finds_nothing(gated: Stack) -> None:
+    found = list(doctor.examine(gated.service.settings, lambda: datetime.now(timezone.utc), gated.url))
+    assert [one for one in found if one.state is State.PROBLEM] == []
+    (wiring,) = (one for one in found if one.part is Part.WIRING and one.state is State.OK)
+    # Behind ingress-nginx, which has one answer for everybody, most of it shows nowhere.
+    names = ("the original address", *(("Accept", "Cookie") if gated.kind != "ingress-nginx" else ()))
+    assert all(name in wiring.sentence for name in names), wiring
 
 
 def test_a_bad_token_is_refused_and_never_reaches_the_application(gated: Stack) -> None:

@@ -4,7 +4,11 @@ all green."""
 from __future__ import annotations
 
 import json
+import os
 import ssl
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
@@ -12,6 +16,8 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from authservice import doctor
 from authservice.cli import main
@@ -105,6 +111,14 @@ def wrong_secret(made: SetUp) -> None:
     made.environ["CLIENT_SECRET"] = made.serving["CLIENT_SECRET"] = "the-secret-of-another-client"
 
 
+def wrong_secret_at_keycloak(made: SetUp) -> None:
+    made.provider.misbehave("token_refused", (401, "unauthorized_client"))
+
+
+def wrong_secret_at_an_older_keycloak(made: SetUp) -> None:
+    made.provider.misbehave("token_refused", (400, "unauthorized_client"))
+
+
 def token_endpoint_gone(made: SetUp) -> None:
     made.environ["OIDC_TOKEN_URL"] = f"http://127.0.0.1:{free_port()}/token"
 
@@ -136,6 +150,16 @@ def faulty_policy(made: SetUp) -> None:
 
 def gateway_gone(made: SetUp) -> None:
     made.url = f"http://127.0.0.1:{free_port()}"
+
+
+def authority_unreadable(made: SetUp) -> None:
+    made.environ["CA_BUNDLE"] = str(made.folder / "missing.pem")
+    made.serving["CA_BUNDLE"] = ""
+
+
+def only_https(made: SetUp) -> None:
+    https = made.gateway.origin.replace("http:", "https:")
+    made.gateway.answers = Answer(301, (("Location", f"{https}/page"),), b"")
 
 
 def unprotected(made: SetUp) -> None:
@@ -210,12 +234,16 @@ BROKEN: list[tuple[Break, Part, str, str]] = [
     ),
     (refused_scope, Part.AUTHORIZATION, "invalid_scope", "may ask for openid"),
     (wrong_secret, Part.CLIENT, "does not accept our credentials", "CLIENT_SECRET"),
+    (wrong_secret_at_keycloak, Part.CLIENT, "does not accept our credentials", "CLIENT_SECRET"),
+    (wrong_secret_at_an_older_keycloak, Part.CLIENT, "does not let us redeem codes", "CLIENT_SECRET"),
     (token_endpoint_gone, Part.CLIENT, "cannot be reached", "OIDC_TOKEN_URL"),
     (issuer_gone, Part.ISSUERS, "discovery", "BEARER_ISSUERS"),
     (redis_gone, Part.STORE, "does not answer", "SESSION_STORE_REDIS_ADDR"),
     (damaged_store, Part.STORE, "does not answer", "authservice sessions check"),
     (faulty_policy, Part.POLICIES, "policy.yaml:3", "authservice policy check"),
     (gateway_gone, Part.GATEWAY, "does not answer", "the gateway runs"),
+    (authority_unreadable, Part.SETTINGS, "missing.pem cannot be read", "Change CA_BUNDLE."),
+    (only_https, Part.GATEWAY, "only leads to https://127.0.0.1", "--url https://127.0.0.1"),
     (unprotected, Part.GATEWAY, "status 200: the gateway does not ask", "Put the check in front"),
     (service_down, Part.GATEWAY, "status 503", "/readyz on port 8082"),
     (gateway_forbids, Part.GATEWAY, "refuses everybody", "check_denied"),
@@ -294,6 +322,171 @@ def test_there_are_enough_of_them() -> None:
     assert {part for _, part, _, _ in BROKEN} >= set(Part) - {Part.TLS, Part.PAGES, Part.NOTICED}
 
 
+def of(part: Part, found: list[Finding]) -> list[Finding]:
+    return [finding for finding in found if finding.part is part]
+
+
+def test_a_gateway_that_leads_to_the_login_itself(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    """As ingress-nginx does, with programs and bad tokens too: what it passes on shows less."""
+    set_up.environ["GATEWAY"] = "nginx"
+    set_up.gateway.signs_in = True
+    found = examined(set_up)
+    assert problems(found) == []
+    assert [one.state for one in of(Part.GATEWAY, found)] == [State.OK]
+    told, seen = of(Part.WIRING, found)
+    assert told.state is State.SKIPPED and "status 302" in told.sentence
+    assert seen.sentence == "The gateway passes on: the original address."
+    set_up.gateway.routes = False
+    (callback,) = of(Part.CALLBACK, examined(set_up))
+    assert callback.state is State.PROBLEM and "this is not AuthService" in callback.sentence
+
+
+def test_a_gateway_that_leads_to_the_login_of_another_host(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    """Several sites, one of which people log in on."""
+    with SmallGateway() as site:
+        set_up.environ |= {
+            "GATEWAY": "nginx", "ALLOWED_REDIRECT_HOSTS": site.origin.removeprefix("http://")
+        }  # fmt: skip
+        set_up.serving["ALLOWED_REDIRECT_HOSTS"] = set_up.environ["ALLOWED_REDIRECT_HOSTS"]
+        site.signs_in, site.login_origin, set_up.url = True, set_up.gateway.origin, site.origin
+        examined(set_up)  # makes the application
+        site.app = set_up.gateway.app
+        found = examined(set_up)
+    assert problems(found) == []
+    assert "The gateway passes on: the original address." in [one.sentence for one in of(Part.WIRING, found)]
+
+
+def test_a_401_of_the_application_is_not_taken_for_ours(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    set_up.environ["UNAUTHENTICATED_RESPONSE"] = set_up.serving["UNAUTHENTICATED_RESPONSE"] = "401"
+    assert [one.state for one in of(Part.GATEWAY, examined(set_up))] == [State.OK]
+    set_up.gateway.answers = Answer(401, (("WWW-Authenticate", 'Basic realm="app"'),), b"{}")
+    (gateway,) = of(Part.GATEWAY, examined(set_up))
+    assert gateway.state is State.WARNING and "without a word of AuthService" in gateway.sentence
+    # What gateways leave that have an error page of their own.
+    set_up.gateway.answers = Answer(401, (("WWW-Authenticate", "Bearer"),), b"<html>401</html>")
+    assert [one.state for one in of(Part.GATEWAY, examined(set_up))] == [State.OK]
+
+
+def test_a_service_that_is_not_ready_is_not_taken_for_another(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    keys_gone(set_up)
+    (callback,) = of(Part.CALLBACK, examined(set_up))
+    assert callback.state is State.WARNING and "is not ready" in callback.sentence
+
+
+def test_a_token_that_cannot_be_judged_tells_nothing(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    """The check itself is answered; only what comes with a token is not."""
+    down, asked = Answer(503, (), b""), set_up.gateway.answer
+
+    def answer(target: str, headers: dict[str, str]) -> Answer:
+        return down if "authorization" in headers else asked(target, headers)
+
+    set_up.gateway.answer = answer  # type: ignore[method-assign]
+    found = examined(set_up)
+    assert problems(found) == []
+    assert [one.state for one in of(Part.WIRING, found)] == [State.SKIPPED, State.OK]
+
+
+def test_the_redirect_address_is_asked_for_where_the_provider_sends_browsers(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    set_up.url, set_up.gateway.routes = set_up.gateway.origin, False
+    set_up.environ["SKIP_AUTH_URLS"] = "/authservice/"
+    with SmallGateway() as people_log_in_here:
+        people_log_in_here.app = set_up.gateway.app
+        set_up.environ["REDIRECT_URL"] = f"{people_log_in_here.origin}/authservice/oidc/callback"
+        examined(set_up)
+        people_log_in_here.app = set_up.gateway.app
+        (callback,) = of(Part.CALLBACK, examined(set_up))
+    assert (callback.state, people_log_in_here.origin in callback.sentence) == (State.OK, True)
+    (callback,) = of(Part.CALLBACK, examined(set_up))
+    assert callback.state is State.WARNING and "cannot be reached from here" in callback.sentence
+
+
+def test_a_login_that_ends_on_a_page_about_an_error(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    set_up.provider.misbehave("redirect_authorize", "https://login.example/oauth/error?authError=x")
+    (login,) = of(Part.AUTHORIZATION, examined(set_up))
+    assert login.state is State.WARNING and "login.example/oauth/error" in login.sentence
+    assert "Register" in login.remedy
+
+
+@pytest.mark.parametrize(
+    "location", ["http://[x", "https://login.example/%00?state=\xe9", "/authservice/login?rd=\xff"]
+)
+def test_a_redirect_that_leads_nowhere_is_no_end(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]], location: str
+) -> None:
+    set_up.provider.misbehave("redirect_authorize", location)
+    for status in (302, 401):
+        set_up.gateway.answers = Answer(status, (("Location", location),), b"")
+        assert problems(examined(set_up))
+
+
+class TestTheProvidersClock:
+    def test_an_answer_that_a_cache_kept_is_as_old_as_it_says(
+        self, set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+    ) -> None:
+        set_up.provider.misbehave("kept_discovery", 3000)
+        assert [one.state for one in of(Part.CLOCK, examined(set_up))] == [State.OK]
+
+    @pytest.mark.parametrize("date", ["yesterday", "Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 1 1:1:1 -0000"])
+    def test_a_date_that_is_none(
+        self, set_up: SetUp, examined: Callable[[SetUp], list[Finding]], date: str
+    ) -> None:
+        set_up.provider.misbehave("dated_discovery", date)
+        assert [one.state for one in of(Part.CLOCK, examined(set_up))] == [State.SKIPPED]
+
+
+def test_algorithms_that_are_none_are_passed_over(
+    set_up: SetUp, examined: Callable[[SetUp], list[Finding]]
+) -> None:
+    set_up.provider.metadata["id_token_signing_alg_values_supported"] = [{"alg": "RS256"}, 7, "RS256"]
+    assert [one.state for one in of(Part.KEYS, examined(set_up))] == [State.OK]
+
+
+@pytest.mark.parametrize("name", ["CA_BUNDLE", "BEARER_ISSUERS", "CLIENT_PRIVATE_KEY"])
+def test_what_cannot_be_asked_without_its_file_is_left_out(set_up: SetUp, name: str) -> None:
+    missing = str(set_up.folder / "missing.pem")
+    with_a_file = {
+        "CA_BUNDLE": missing,
+        "BEARER_ISSUERS": json.dumps([{"issuer": "https://ci.example", "audiences": ["x"], "ca_bundle": missing}]),
+        "CLIENT_PRIVATE_KEY": X25519PrivateKey.generate()
+        .private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        .decode(),
+    }
+    set_up.environ |= {name: with_a_file[name], "SECRET_KEYS": "k" * 40}
+    if name == "CLIENT_PRIVATE_KEY":
+        set_up.environ |= {"OIDC_CLIENT_AUTH_METHOD": "private_key_jwt", "CLIENT_SECRET": ""}
+    found = provider_findings(set_up)
+    (problem,) = problems(found)
+    assert problem.part is Part.SETTINGS and problem.remedy.startswith(f"Change {name}.")
+    left_out = Part.ISSUERS if name == "BEARER_ISSUERS" else Part.PROVIDER
+    assert [one.state for one in of(left_out, found)][-1:] == [State.SKIPPED]
+    assert of(Part.NOTICED, found), "it goes on to the end"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://[x", "https://app.example:99999", "https://user:passw0rd@app.example/", "app.example", "https:///x"],
+)
+def test_an_address_that_is_none(set_up: SetUp, url: str) -> None:
+    set_up.url = url
+    (gateway,) = of(Part.GATEWAY, list(doctor.examine(set_up.environ, set_up.clock, url)))
+    assert gateway.state is State.PROBLEM and "--url" in gateway.sentence + gateway.remedy
+    assert "passw0rd" not in gateway.sentence + gateway.remedy
+
+
 @pytest.mark.parametrize("fault", ["authority", "name", "end"])
 def test_a_certificate_that_is_not_trusted(set_up: SetUp, fault: str) -> None:
     authority = trustme.CA()
@@ -344,6 +537,37 @@ def test_a_store_that_is_not_there_is_not_made(set_up: SetUp) -> None:
     assert not Path(set_up.environ["SESSION_STORE_PATH"]).exists()
 
 
+def test_the_former_services_file_is_no_fault_of_the_store(set_up: SetUp) -> None:
+    former = set_up.folder / "data.db"
+    former.write_bytes(bytes(16) + (0xED0CDAED).to_bytes(4, "little") + bytes(4096))
+    set_up.environ["SESSION_STORE_PATH"] = str(former)
+    (store,) = of(Part.STORE, provider_findings(set_up))
+    assert store.state is State.SKIPPED and "data.db.sqlite is not there yet" in store.sentence
+    assert [file.name for file in set_up.folder.iterdir() if file.name.startswith("data")] == ["data.db"]
+
+
+@pytest.fixture
+def closed() -> Iterator[Path]:
+    """A folder of somebody else's, as the service's own is under systemd; root is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield Path(folder)
+        finally:
+            if root:
+                os.seteuid(0)
+            Path(folder).chmod(0o700)
+
+
+def test_a_folder_of_somebody_else_is_a_finding(set_up: SetUp, closed: Path) -> None:
+    set_up.environ["SESSION_STORE_PATH"] = str(closed / "data.db")
+    (store,) = of(Part.STORE, provider_findings(set_up))
+    assert store.state is State.PROBLEM and "Permission denied" in store.sentence
+
+
 def test_nothing_is_left_behind(set_up: SetUp, examined: Callable[[SetUp], list[Finding]]) -> None:
     examined(set_up)
     service = set_up.gateway.app.extensions["authservice"]  # type: ignore[union-attr]
@@ -376,10 +600,19 @@ def test_json_has_one_object_a_line(
     assert lines[0] == {
         "part": "settings",
         "state": "ok",
-        "found": "A service with these settings would start.",
+        "found": "All settings can be used.",
         "remedy": "",
     }
     assert {line["state"] for line in lines} == {"ok", "skipped"}
+
+
+def test_nothing_but_findings_is_printed(set_up: SetUp) -> None:
+    issuer_gone(set_up)
+    set_up.environ["REDIRECT_URL"] = ""
+    command = [sys.executable, "-m", "authservice.cli", "doctor"]
+    ended = subprocess.run(command, env=set_up.environ, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (1, "")
+    assert "PROBLEM  further issuers" in ended.stdout
 
 
 def test_no_secret_is_printed(

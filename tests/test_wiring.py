@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -104,6 +105,23 @@ def test_no_accept_of_browsers(seen: Seen) -> None:
     assert seen.told == ["accept"]
 
 
+def test_scanners_that_call_themselves_browsers_are_no_sign(seen: Seen) -> None:
+    """Nobody is there yet, and what comes from the internet sends no Accept."""
+    seen.check({"user-agent": "Mozilla/5.0 (compatible; Scanner/1.0)"}, times=9)
+    assert seen.told == []
+    seen.wiring.logged_in(0)
+    seen.check({"user-agent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0"}, times=SIGNS)
+    assert seen.told == ["accept"]
+
+
+def test_programs_that_keep_cookies_may_leave_accept_out(seen: Seen) -> None:
+    session = {"cookie": "authservice_session=x"}
+    seen.check({"user-agent": "Go-http-client/1.1", **session}, times=9)
+    assert seen.told == []
+    seen.check(session, times=SIGNS)
+    assert seen.told == ["accept"]
+
+
 def test_no_accept_where_next_to_nothing_comes(seen: Seen) -> None:
     seen.check({}, times=9)
     assert seen.told == []
@@ -117,6 +135,15 @@ def test_no_scheme_where_nothing_else_tells_it(caplog: pytest.LogCaptureFixture,
     assert seen.told == []
     wanting = Seen(caplog, wants_scheme=True)
     wanting.check({}, times=SIGNS)
+    assert wanting.told == ["x_forwarded_proto"]
+
+
+def test_a_probe_that_passes_no_gateway_is_no_sign(caplog: pytest.LogCaptureFixture, seen: Seen) -> None:
+    wanting = Seen(caplog, wants_scheme=True)
+    for probe in ("kube-probe/1.34", "curl/8.14.1", "ELB-HealthChecker/2.0"):
+        wanting.check({"user-agent": probe, "accept": "*/*"}, times=9)
+    assert wanting.told == []
+    wanting.check(CHROME, times=SIGNS)
     assert wanting.told == ["x_forwarded_proto"]
 
 
@@ -169,10 +196,39 @@ def test_every_gateway_has_a_line_for_everything() -> None:
     for gateway in ("envoy", "nginx", "traefik", "caddy"):
         for sent in Sent:
             assert lines(sent, [gateway]), (gateway, sent)
+        # None of them tells a check what a proxy in front of it knows, unless it is set up to.
+        assert "AUTHSERVICE_URL_PREFIX" in lines(Sent.SCHEME, [gateway])
     assert set(NAMES) == set(WITHOUT) == set(Sent)
     assert "/sso/forward-auth" in lines(Sent.ORIGINAL_URL, ["traefik"], "/sso")
     both = lines(Sent.COOKIE, ["envoy", "nginx"])
     assert "{exact: cookie, ignore_case: true}" in both and "nginx: " in both
+
+
+def test_the_lines_are_those_of_the_shipped_files() -> None:
+    """What somebody looks for in them stands there, by the same names."""
+    deploy = Path(__file__).parent.parent / "deploy"
+
+    def shipped(*names: str) -> str:
+        return "\n".join((deploy / name).read_text() for name in names)
+
+    nginx = shipped("nginx/authservice.conf")
+    said = " ".join(lines(sent, ["nginx"]) for sent in Sent)
+    for setting in re.findall(r"`(proxy_set_header [^`.]+;)`", said):
+        assert nginx.count(setting) >= 3, setting
+    for place in set(re.findall(r"@\w+", said)):
+        assert f"location {place} {{" in nginx, place
+    envoys = {
+        "envoy/envoy.yaml": "allowed_headers",
+        "istio/mesh-config.yaml": "includeRequestHeadersInCheck",
+        "envoy-gateway/authservice.yaml": "headersToExtAuth",
+        "gateway-api/authservice.yaml": "allowedHeaders",
+        "ambassador/authservice.yaml": "allowed_request_headers",
+    }
+    for file, name in envoys.items():
+        assert f"{name}:" in shipped(file) and f"`{name}" in lines(Sent.ACCEPT, ["envoy"]), name
+    for sent in (Sent.COOKIE, Sent.ACCEPT, Sent.SCHEME):
+        (pattern,) = re.findall(r"`- ({exact[^`]*})`", lines(sent, ["envoy"]))
+        assert f"- {pattern}" in shipped("envoy/envoy.yaml"), pattern
 
 
 class TestInTheService:
@@ -196,6 +252,16 @@ class TestInTheService:
             (remedy,) = remedies
             assert "{exact: accept, ignore_case: true}" in remedy
             assert served.log.read_text().count('"gateway_lacks"') == 1
+
+    def test_this_machine_is_asked_past_the_proxy(
+        self, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with serving(environ, tmp_path) as served:
+            asked = load({**environ, "READINESS_PROBE_PORT": str(served.probe)})
+            monkeypatch.delenv("NO_PROXY", raising=False)
+            monkeypatch.delenv("no_proxy", raising=False)
+            monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+            assert [one.state for one in running.examine(asked)] == [State.OK]
 
     def test_without_a_port_to_ask_the_doctor_looks_no_further(self, environ: dict[str, str]) -> None:
         for settings in (environ, {**environ, "READINESS_PROBE_PORT": str(free_port())}):

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from authservice import policies, startup
 from authservice.app import build_store
@@ -14,6 +15,7 @@ from authservice.errors import StoreDown
 from authservice.policy.resources import PolicyErrors
 from authservice.sessions import Store
 from authservice.sessions.seal import new_secret, store_key
+from authservice.sessions.sqlite_file import foreign_content
 from authservice.settings import Examined, Settings
 
 EXPLAINS = "`authservice settings` explains it."
@@ -33,7 +35,7 @@ def settings(found: Examined) -> Iterator[Finding]:
     for line in told:
         yield bad(Part.SETTINGS, line, _explained(line))
     if not told:
-        yield good(Part.SETTINGS, "A service with these settings would start.")
+        yield good(Part.SETTINGS, "All settings can be used.")
 
 
 def _explained(line: str) -> str:
@@ -63,10 +65,9 @@ def policy_files(settings: Settings) -> Iterator[Finding]:
 def store(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
     """One entry written, read and deleted, as a login does."""
     part, remedy = Part.STORE, _store_remedy(settings)
-    if settings.session_store_type == "filesystem" and not settings.session_store_path.exists():
-        yield good(
-            part, f"{settings.session_store_path} is not there yet; the first start of the service makes it."
-        )
+    made_later = _made_later(settings.session_store_path) if settings.session_store_type == "filesystem" else None
+    if made_later is not None:
+        yield skipped(part, f"{made_later} is not there yet; the first start of the service makes it.")
         return
     try:
         with closing(build_store(settings, now, create=False)) as opened:
@@ -90,6 +91,22 @@ def store(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
             yield good(part, f"Written, read and deleted one entry in {took * 1000:.0f} ms.")
 
 
+def _made_later(asked: Path) -> Path | None:
+    """The file that the first start will make; ``None`` where it is there, or cannot be looked at."""
+    try:
+        if not asked.exists():
+            return None if asked.is_symlink() else asked
+        if asked.is_file():
+            with asked.open("rb") as opened:
+                head = opened.read(64)
+            if not head or not foreign_content(head):
+                return None
+        beside = asked.with_name(asked.name + ".sqlite")
+        return None if beside.exists() else beside
+    except OSError:
+        return None
+
+
 def _round_trip(store: Store, now: Callable[[], datetime]) -> str:
     """What is wrong with a store that answers; empty when nothing is."""
     key, value = store_key(new_secret()), b"written by authservice doctor"
@@ -107,11 +124,11 @@ def _round_trip(store: Store, now: Callable[[], datetime]) -> str:
 def _store_remedy(settings: Settings) -> str:
     if settings.session_store_type == "redis":
         return (
-            "See that the servers in SESSION_STORE_REDIS_ADDR run and can be reached from here, and that "
-            "SESSION_STORE_REDIS_MODE, -USERNAME, -PWD and -CA_BUNDLE are theirs (docs/redis.md)."
+            "See that the servers in SESSION_STORE_REDIS_ADDR run, can be reached from here and take writes "
+            "(no replica, memory left), and that SESSION_STORE_REDIS_MODE, -USERNAME, -PWD and -CA_BUNDLE are "
+            "theirs (docs/redis.md)."
         )
     return (
         f"Let the service's user read and write {settings.session_store_path} and its folder, see that the "
-        "disk has "
-        "room, and look at the file with `authservice sessions check` (docs/sqlite.md)."
+        "disk has room, and look at the file with `authservice sessions check` (docs/sqlite.md)."
     )

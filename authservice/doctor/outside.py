@@ -18,7 +18,9 @@ from urllib.parse import parse_qs, urlsplit
 
 from authservice.doctor.certificates import certificate
 from authservice.doctor.findings import Finding, Part, bad, good, odd, skipped
+from authservice.doctor.redirects import leads_to
 from authservice.errors import Reason
+from authservice.judge import CHALLENGE
 from authservice.oidc.pending import PendingLogins, State
 from authservice.ops import Sent
 from authservice.outbound import Http, OutboundFault, Response
@@ -42,11 +44,34 @@ def examine(settings: Settings, now: Callable[[], datetime], url: str = "") -> I
             Part.GATEWAY, "Nothing tells where browsers find the gateway.", f"Name it: {_SAYS_WHERE}"
         )
         return
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        yield bad(Part.GATEWAY, f"{url} is no address of a page.", f"Name one: {_SAYS_WHERE}")
+    page = _page(url)
+    if page is None:
+        # Not quoted: it may hold somebody's password.
+        yield bad(
+            Part.GATEWAY,
+            "The address given with --url is none of a page.",
+            f"Name one with http or https, and without a user: {_SAYS_WHERE}",
+        )
         return
-    yield from _Outside(settings, now, f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")).examine()
+    try:
+        # An authority of the provider's may be the gateway's as well.
+        http = Http(settings.ca_bundle, _LIMIT)
+    except OSError:  # told among the settings
+        yield skipped(Part.GATEWAY, "It is not asked before CA_BUNDLE can be read.")
+        return
+    yield from _Outside(settings, now, http, *page).examine()
+
+
+def _page(url: str) -> tuple[str, str] | None:
+    """Origin and path of a page's address."""
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        return None
+    if not named or "@" in parts.netloc:
+        return None
+    return f"{parts.scheme}://{parts.netloc.lower()}", parts.path.rstrip("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,44 +80,52 @@ class _Outside:
 
     settings: Settings
     now: Callable[[], datetime]
+    http: Http
     origin: str
     base: str
 
     def examine(self) -> Iterator[Finding]:
-        # An authority of the provider's may be the gateway's as well.
-        http = Http(self.settings.ca_bundle, _LIMIT)
         if self.origin.startswith("https:"):
-            yield from certificate(http, self.origin, self.now)
+            yield from certificate(self.http, self.origin, self.now)
         try:
-            asked = yield from self._asks(http)
+            asked = yield from self._asks()
             if asked is not None:
-                yield from self._wiring(http, asked)
-            yield from self._callback(http)
-            yield from self._pages(http)
+                yield from self._wiring(asked)
+            yield from self._callback()
+            yield from self._pages()
         except OutboundFault as fault:
             yield bad(
                 Part.GATEWAY,
-                f"The gateway does not answer: {fault}.",
+                f"The gateway does not answer: {_without_address(fault)}.",
                 f"See that {self.origin} can be reached from here, and that the gateway runs.",
             )
 
     # --- whether it asks ----------------------------------------------------------------------
 
-    def _asks(self, http: Http) -> Generator[Finding, None, list[Sent] | None]:
+    def _asks(self) -> Generator[Finding, None, list[Sent] | None]:
         """As a program of nobody. Gives what was seen to be passed on, or ``None`` where a login is no
         question."""
-        answer = http.get(self.origin + self._target(Sent.ACCEPT), PROGRAM)
+        answer = self.http.get(self.origin + self._target(Sent.ACCEPT), PROGRAM)
         told = _told_reason(answer)
-        redirected = answer.status == 302 and self._state(answer) is not None
-        if answer.status == 401 or redirected or told == Reason.POLICY.value:
+        redirected = self._state(answer) is not None
+        refused = answer.status == 401 and _is_ours(answer)
+        if refused or redirected or self._signs_in(answer) or told == Reason.POLICY.value:
             yield good(Part.GATEWAY, f"{self.origin} asks AuthService, which lets nobody in without a login.")
             if told == Reason.POLICY.value:
                 return None
-            if self.settings.unauthenticated_response != "auto":
+            if self.settings.unauthenticated_response != "auto" or self._signs_in(answer):
                 return []
-            if not redirected:
+            if refused:
                 return [Sent.ACCEPT]
             yield self._lacks(Sent.ACCEPT)
+            return []
+        if answer.status == 401:
+            yield odd(
+                Part.GATEWAY,
+                "Somebody who is not logged in gets status 401, without a word of AuthService.",
+                "See by AuthService's log (`check_denied`) whether it was asked at all: the application may say so "
+                "itself, behind a gateway that asks nobody.",
+            )
             return []
         yield self._not_understood() if told == Reason.MISCONFIGURED.value else self._does_not_ask(answer)
         return None
@@ -129,6 +162,13 @@ class _Outside:
                 f"(`check_denied`), and that GATEWAY ({', '.join(self.settings.gateway)}) is the gateway's "
                 "dialect.",
             )
+        where, here = leads_to(answer), urlsplit(self.origin)
+        if where.scheme in ("http", "https") and where.scheme != here.scheme and where.hostname == here.hostname:
+            return bad(
+                Part.GATEWAY,
+                f"{self.origin} only leads to {where.scheme}://{where.netloc}.",
+                f"Name that one: authservice doctor --url {where.scheme}://{where.netloc}{self.base}",
+            )
         return bad(
             Part.GATEWAY,
             f"Somebody who is not logged in gets status {status}: the gateway does not ask AuthService.",
@@ -140,42 +180,46 @@ class _Outside:
 
     # --- what it passes on --------------------------------------------------------------------
 
-    def _wiring(self, http: Http, seen: list[Sent]) -> Iterator[Finding]:
+    def _wiring(self, seen: list[Sent]) -> Iterator[Finding]:
         """As a browser with a worthless cookie, and as a program with a worthless token."""
         if self.settings.unauthenticated_response == "401":
             yield skipped(
                 Part.WIRING, "UNAUTHENTICATED_RESPONSE=401: no redirect tells what the gateway passes on."
             )
         else:
-            for sent, finding in self._as_browser(http):
+            for sent, finding in self._as_browser():
                 if finding is None:
                     seen.append(sent)
                 else:
                     yield finding
         if self.settings.idtoken_authn_enabled:
-            if self._token_is_seen(http):
+            finding = self._as_somebody_with_a_token()
+            if finding is None:
                 seen.append(Sent.AUTHORIZATION)
             else:
-                yield self._lacks(Sent.AUTHORIZATION)
+                yield finding
         if seen:
             yield good(Part.WIRING, f"The gateway passes on: {', '.join(NAMES[sent] for sent in seen)}.")
 
-    def _as_browser(self, http: Http) -> Iterator[tuple[Sent, Finding | None]]:
+    def _as_browser(self) -> Iterator[tuple[Sent, Finding | None]]:
         target = self._target(Sent.ACCEPT, Sent.COOKIE)
         cookie = f"{self.settings.session_cookie_name}={new_secret()}"
-        answer = http.get(self.origin + target, {**PAGE, "Cookie": cookie})
+        answer = self.http.get(self.origin + target, {**PAGE, "Cookie": cookie})
+        signs_in = self._signs_in(answer)
+        if signs_in:
+            answer = self.http.get(signs_in, PAGE)
         state = self._state(answer)
         if state is None:
             yield Sent.ORIGINAL_URL, self._no_login(answer)
             return
-        taken_away = rf"(^|,\s*){re.escape(self.settings.session_cookie_name)}=;"
-        came = re.search(taken_away, answer.headers.get("set-cookie", "")) is not None
-        yield Sent.COOKIE, None if came else self._lacks(Sent.COOKIE)
+        if not signs_in:  # else the check's own answer, which tells it, went no further than the gateway
+            taken_away = rf"(^|,\s*){re.escape(self.settings.session_cookie_name)}=;"
+            came = re.search(taken_away, answer.headers.get("set-cookie", "")) is not None
+            yield Sent.COOKIE, None if came else self._lacks(Sent.COOKIE)
         yield from self._where_back(state.return_to, target)
 
     def _no_login(self, answer: Response) -> Finding:
-        state = "".join(parse_qs(urlsplit(answer.headers.get("location", "")).query).get("state", []))
-        if state:
+        if "state" in parse_qs(leads_to(answer).query):
             return bad(
                 Part.WIRING,
                 "The login was begun by a service with other keys than those of these settings.",
@@ -187,8 +231,8 @@ class _Outside:
             f"A browser is not sent to the login, but gets status {answer.status}.",
             "See what AuthService's log says of the check, and whether the provider is ready (/readyz on "
             "port "
-            f"{self.settings.web_server_port}). nginx needs `error_page 401 = @login;` for pages "
-            "(deploy/nginx).",
+            f"{self.settings.web_server_port}). nginx needs `error_page 401 = $authservice_on_401;` for "
+            "pages (deploy/nginx).",
         )
 
     def _where_back(self, return_to: str, target: str) -> Iterator[tuple[Sent, Finding | None]]:
@@ -219,43 +263,75 @@ class _Outside:
         if self.settings.outside_scheme is None:
             yield Sent.SCHEME, None if parts.scheme == here.scheme else self._lacks(Sent.SCHEME)
 
-    def _token_is_seen(self, http: Http) -> bool:
+    def _as_somebody_with_a_token(self) -> Finding | None:
+        """What is wrong; ``None`` when the token was seen."""
         token = worthless_token(self.settings.oidc_provider, self.settings.client_id, self.now())
         headers = {**PROGRAM, "Authorization": f"Bearer {token}"}
         if self.settings.id_token_header.lower() != "authorization":
             headers[self.settings.id_token_header] = token
-        answer = http.get(self.origin + self._target(Sent.ACCEPT, Sent.AUTHORIZATION), headers)
-        return "invalid_token" in answer.headers.get("www-authenticate", "")
+        answer = self.http.get(self.origin + self._target(Sent.ACCEPT, Sent.AUTHORIZATION), headers)
+        if "invalid_token" in answer.headers.get("www-authenticate", ""):
+            return None
+        if answer.status == 401 or self._state(answer) is not None:
+            return self._lacks(Sent.AUTHORIZATION)
+        return skipped(
+            Part.WIRING,
+            f"A token that is worth nothing is answered with status {answer.status}, which does not tell whether "
+            "Authorization comes through.",
+        )
 
     # --- what belongs to us -------------------------------------------------------------------
 
-    def _callback(self, http: Http) -> Iterator[Finding]:
+    def _callback(self) -> Iterator[Finding]:
         """The redirect address as the provider would send browsers to it, with nothing to finish."""
         path = self.settings.callback_path
-        answer = http.get(self.origin + path, PAGE)
-        if answer.status == 400 and "no-store" in answer.headers.get("cache-control", ""):
-            yield good(Part.CALLBACK, f"{self.origin}{path} reaches AuthService.")
+        address = self.settings.redirect_url
+        if address == path:
+            address = self.origin + path
+        try:
+            answer = self.http.get(address, PAGE)
+        except OutboundFault as fault:
+            if address == self.origin + path:
+                raise
+            yield odd(
+                Part.CALLBACK,
+                f"It cannot be reached from here: {fault}.",
+                "See that browsers reach it, and that REDIRECT_URL (or AUTHSERVICE_URL_PREFIX) names the "
+                "address that people use.",
+            )
+            return
+        uncached = "no-store" in answer.headers.get("cache-control", "")
+        if answer.status == 400 and uncached:
+            yield good(Part.CALLBACK, f"{address} reaches AuthService.")
+            return
+        if answer.status == 503 and uncached:
+            yield odd(
+                Part.CALLBACK,
+                f"{address} answers with status 503: AuthService is not ready.",
+                f"See what is said above of provider and store; /readyz on port {self.settings.web_server_port} "
+                "tells it too.",
+            )
             return
         remedy = (
             f"Route {path} to port {self.settings.web_server_port} of AuthService, without a check "
             "(as in deploy/)."
         )
-        if "location" in answer.headers and self._state(answer) is not None:
+        if self._state(answer) is not None or self._signs_in(answer):
             yield bad(
                 Part.CALLBACK,
-                f"{self.origin}{path} asks for a login itself, so that no login ever ends.",
+                f"{address} asks for a login itself, so that no login ever ends.",
                 remedy,
             )
         else:
             yield bad(
                 Part.CALLBACK,
-                f"{self.origin}{path} answers with status {answer.status}: this is not AuthService.",
+                f"{address} answers with status {answer.status}: this is not AuthService.",
                 remedy,
             )
 
-    def _pages(self, http: Http) -> Iterator[Finding]:
+    def _pages(self) -> Iterator[Finding]:
         path = f"{self.settings.prefix_path}/site/after_logout"
-        status = http.get(self.origin + path, PAGE).status
+        status = self.http.get(self.origin + path, PAGE).status
         if status == 200:
             yield good(Part.PAGES, f"{self.origin}{path} shows a page of AuthService.")
         else:
@@ -279,7 +355,7 @@ class _Outside:
 
     def _state(self, answer: Response) -> State | None:
         """The login that a redirect begins, when it is one of ours."""
-        query = parse_qs(urlsplit(answer.headers.get("location", "")).query)
+        query = parse_qs(leads_to(answer).query)
         logins = PendingLogins(
             self._keyring,
             self.settings.session_cookie_name,
@@ -287,6 +363,19 @@ class _Outside:
             secrets.token_urlsafe,
         )
         return logins.open_state("".join(query.get("state", [])))
+
+    def _signs_in(self, answer: Response) -> str:
+        """Where the gateway itself sends people to our login (`auth-signin` of ingress-nginx), on the origin that
+        is looked at or that of the settings; empty where it does not."""
+        where, settings = leads_to(answer), self.settings
+        origins = {
+            settings.outside_host: f"{settings.outside_scheme}://{settings.outside_host}",
+            "": self.origin,
+            urlsplit(self.origin).netloc: self.origin,
+        }
+        if where.path != settings.login_path or where.netloc.lower() not in origins:
+            return ""
+        return f"{origins[where.netloc.lower()]}{where.path}?{where.query}"
 
     def _lacks(self, sent: Sent) -> Finding:
         gateways, prefix = self.settings.gateway, self.settings.prefix_path
@@ -314,6 +403,17 @@ def worthless_token(issuer: str, client_id: str, now: datetime) -> str:
 
 def _part(members: Mapping[str, object]) -> str:
     return base64.urlsafe_b64encode(json.dumps(members).encode()).rstrip(b"=").decode()
+
+
+def _without_address(fault: OutboundFault) -> str:
+    """The long path of our own says nothing, and the remedy names the origin."""
+    return str(fault).rpartition(": ")[2]
+
+
+def _is_ours(answer: Response) -> bool:
+    """Whether a 401 is AuthService's: by its body, or by the challenge that gateways leave of it."""
+    challenges = answer.headers.get("www-authenticate", "").split(",")
+    return _told_reason(answer) == Reason.NOT_AUTHENTICATED.value or CHALLENGE in map(str.strip, challenges)
 
 
 def _told_reason(answer: Response) -> str:

@@ -7,16 +7,18 @@ made that must fail in the right way: a login that nobody finishes, and a code t
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs
 
 from authservice.app import build_provider
 from authservice.doctor.certificates import certificate
 from authservice.doctor.findings import Finding, Part, bad, good, odd, skipped
+from authservice.doctor.redirects import leads_to
 from authservice.errors import NotReady, ProviderSilent, ProviderWrong
 from authservice.moments import counted
 from authservice.oidc.answers import EndpointRefused
@@ -33,14 +35,19 @@ from authservice.strictjson import BadJson
 NOBODYS_CODE = "authservice-doctor-asks-with-a-code-of-nobody"
 _REACH = "See that this machine reaches it: name service, firewall, proxy variables, and whether it runs."
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+_SECONDS = re.compile(r"[0-9]{1,9}")
 _PROGRAMS_ONLY = ("revocation_endpoint", "introspection_endpoint")
 
 
 def examine(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
     """The provider and the further issuers."""
-    http = Http(settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes)
-    _, client = build_provider(settings, now, Counts())
-    yield from _provider(settings, now, http, client)
+    try:
+        http = Http(settings.ca_bundle, settings.provider_timeout_seconds, settings.provider_max_bytes)
+        _, client = build_provider(settings, now, Counts())
+    except (OSError, ValueError):  # told among the settings, with the file's or the key's name
+        yield skipped(Part.PROVIDER, "It is not asked before CA_BUNDLE and CLIENT_PRIVATE_KEY can be used.")
+    else:
+        yield from _provider(settings, now, http, client)
     yield from _further_issuers(settings, now)
 
 
@@ -118,11 +125,14 @@ def _metadata_remedy(wrong: str, answer: Response, settings: Settings) -> str:
 
 
 def _clock(answer: Response, now: Callable[[], datetime]) -> Iterator[Finding]:
-    """By the Date of an answer, which is a second coarse and as old as its way here."""
+    """By the Date of an answer, which is a second coarse and as old as its way here; whoever kept it on that
+    way tells for how long (RFC 9111 §5.1)."""
+    age = answer.headers.get("age", "")
     try:
         theirs = parsedate_to_datetime(answer.headers.get("date", ""))
+        theirs += timedelta(seconds=int(age) if _SECONDS.fullmatch(age) else 0)
         apart = abs(now() - theirs)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         yield skipped(Part.CLOCK, "The provider does not tell its time.")
         return
     said = f"This machine's clock and the provider's are {apart.total_seconds():.0f} s apart"
@@ -167,16 +177,13 @@ def _keys(
 
 
 def _fitting(keys: KeySet, allowed: tuple[str, ...], announced: object) -> Finding:
-    signs = set(announced) & set(allowed) if isinstance(announced, list) else set(allowed)
+    names = [one for one in announced if isinstance(one, str)] if isinstance(announced, list) else []
+    signs = set(names) & set(allowed) if names else set(allowed)
     if any(keys.candidates(algorithm, None) for algorithm in signs):
         return good(
             Part.KEYS, f"{counted(len(keys), 'usable key')}, for the algorithms of OIDC_SIGNING_ALGS."
         )
-    told = (
-        f" The provider announces {', '.join(map(str, announced))[:200]}."
-        if isinstance(announced, list)
-        else ""
-    )
+    told = f" The provider announces {', '.join(names)[:200]}." if names else ""
     return bad(
         Part.KEYS,
         f"None of the provider's {len(keys)} usable keys signs with {', '.join(allowed)}.",
@@ -185,8 +192,8 @@ def _fitting(keys: KeySet, allowed: tuple[str, ...], announced: object) -> Findi
 
 
 def _endpoints(metadata: Metadata, http: Http) -> Iterator[Finding]:
-    """Those beside the ones that are asked something below. What they answer matters little: that they do, "
-    "much."""
+    """Those beside the ones that are asked something below. What they answer matters little: that they do,
+    much."""
     reached = []
     for name in (
         "userinfo_endpoint",
@@ -248,17 +255,23 @@ def _authorization_request(
     )
     remedy = (
         f"Register {settings.redirect_url} as redirect address of client {settings.client_id} at the "
-        "provider, exactly "
-        f"so, and see that the client may ask for {' '.join(settings.oidc_scopes)} and the authorization "
-        "code flow."
+        f"provider, exactly so, and see that the client may ask for {' '.join(settings.oidc_scopes)} and the "
+        "authorization code flow."
     )
+    if settings.redirect_url == settings.callback_path:
+        remedy += " Most want a whole address: name scheme and host in AUTHSERVICE_URL_PREFIX or REDIRECT_URL."
     try:
         answer = http.get(url, {"Accept": "text/html"}, farthest=metadata.farthest(address))
     except OutboundFault as fault:
         yield bad(Part.AUTHORIZATION, f"The login page cannot be had: {fault}.", _REACH)
         return
     error = _told_error(answer, settings.redirect_url)
-    if error:
+    elsewhere = _page_about_an_error(answer)
+    if error in ("server_error", "temporarily_unavailable"):
+        yield odd(
+            Part.AUTHORIZATION, f"The provider answers a login with {error}.", "See the provider's own log."
+        )
+    elif error:
         yield bad(Part.AUTHORIZATION, f"The provider answers a login with {error}.", remedy)
     elif answer.status in (400, 401, 404, 405, 422):
         yield bad(Part.AUTHORIZATION, f"The provider refuses a login with status {answer.status}.", remedy)
@@ -268,6 +281,12 @@ def _authorization_request(
             f"The provider answers a login from here with status {answer.status}.",
             "Open a page behind the gateway in a browser: the provider may refuse programs only.",
         )
+    elif elsewhere:
+        yield odd(
+            Part.AUTHORIZATION,
+            f"The provider sends a login on to {elsewhere}, which looks like a page about an error.",
+            remedy,
+        )
     else:
         yield good(
             Part.AUTHORIZATION, f"The provider takes a login that comes back to {settings.redirect_url}."
@@ -276,10 +295,16 @@ def _authorization_request(
 
 def _told_error(answer: Response, redirect_url: str) -> str:
     """The code of an error that is sent back to us (RFC 6749 §4.1.2.1)."""
-    location = answer.headers.get("location", "")
-    if not location.startswith(redirect_url):
+    if not answer.headers.get("location", "").startswith(redirect_url):
         return ""
-    return "".join(parse_qs(urlsplit(location).query).get("error", []))[:80]
+    return "".join(parse_qs(leads_to(answer).query).get("error", []))[:80]
+
+
+def _page_about_an_error(answer: Response) -> str:
+    """The provider's own page, where it shows there what is wrong (as Google does); else empty."""
+    where = leads_to(answer)
+    told = [name for name in parse_qs(where.query) if name.lower().endswith("error")]
+    return f"{where.netloc}{where.path}"[:200] if told or "error" in where.path.split("/") else ""
 
 
 def _credentials(metadata: Metadata, settings: Settings, client: Client) -> Iterator[Finding]:
@@ -316,14 +341,17 @@ def _credentials(metadata: Metadata, settings: Settings, client: Client) -> Iter
 def _judged(refused: EndpointRefused, metadata: Metadata, remedy: str) -> Finding:
     if refused.code == "invalid_grant":
         return good(Part.CLIENT, "The provider knows us, and refuses a code that nobody was given.")
+    # Keycloak says unauthorized_client of a wrong secret, with 401 or, in older versions, with 400.
+    if refused.code == "invalid_client" or refused.answered == 401:
+        return bad(Part.CLIENT, f"The provider does not accept our credentials ({refused}).", remedy)
     if refused.code == "unauthorized_client":
         return bad(
             Part.CLIENT,
-            "The provider knows us, and does not let us redeem codes.",
-            "Allow the client the authorization code flow (standard flow) at the provider.",
+            f"The provider does not let us redeem codes ({refused}).",
+            f"{remedy} Where they agree, allow the client the authorization code flow (standard flow).",
         )
-    if refused.code == "invalid_client" or refused.answered == 401:
-        return bad(Part.CLIENT, f"The provider does not accept our credentials ({refused}).", remedy)
+    if refused.answered == 429:
+        return odd(Part.CLIENT, f"The provider has too much to do ({refused}).", "Run the doctor again later.")
     if refused.answered == 404 or refused.answered >= 500:
         return bad(
             Part.CLIENT,
@@ -339,11 +367,15 @@ def _judged(refused: EndpointRefused, metadata: Metadata, remedy: str) -> Findin
 
 def _further_issuers(settings: Settings, now: Callable[[], datetime]) -> Iterator[Finding]:
     for one in settings.bearer_issuers:
-        http = Http(
-            one.ca_bundle or settings.ca_bundle,
-            settings.provider_timeout_seconds,
-            settings.provider_max_bytes,
-        )
+        try:
+            http = Http(
+                one.ca_bundle or settings.ca_bundle,
+                settings.provider_timeout_seconds,
+                settings.provider_max_bytes,
+            )
+        except OSError:  # told among the settings
+            yield skipped(Part.ISSUERS, f"{one.issuer} is not asked before its ca_bundle can be read.")
+            continue
         try:
             keys = FurtherIssuer(one.issuer, http, now=now, jwks_url=one.jwks_url).keys()
         except NotReady as error:

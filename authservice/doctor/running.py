@@ -25,7 +25,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
         return
     address = f"http://127.0.0.1:{settings.readiness_probe_port}/metrics"
     try:
-        answer = Http(timeout=_LIMIT).get(address)
+        answer = Http(timeout=_LIMIT, proxies=False).get(address)
     except OutboundFault as fault:
         yield skipped(
             Part.NOTICED, f"No service answers here: {fault}.", "Run the doctor where the service runs."

@@ -10,7 +10,6 @@ from __future__ import annotations
 import http.client
 import logging
 import os
-import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ from authservice.outbound.exchange import (
     TooLarge,
     Zone,
     addresses_of,
+    connected,
     exchanging,
 )
 
@@ -72,6 +72,7 @@ class Http:
     for the body after decompression, and much the same for what comes over the wire. Where no
     connection comes about, it is tried ``connect_retries`` times more within that time. ``failed``
     is told of each exchange that brought no answer, none that can be used, or one of status 5xx.
+    Without ``proxies`` those of the environment are passed by, as for a port of this very machine.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Http:
         system_authorities: bool = True,
         certificate: Path | None = None,
         key: Path | None = None,
+        proxies: bool = True,
         failed: Callable[[], object] = lambda: None,
     ) -> None:
         """Raises OSError (ssl.SSLError is one) when one of the files cannot be used."""
@@ -96,6 +98,7 @@ class Http:
             self._context.load_cert_chain(certificate, key, password="")
         self._max_bytes = max_bytes
         self._connect_retries = connect_retries
+        self._proxies = proxies
         self._failed = failed
         self._session: tuple[int, requests.Session] | None = None
 
@@ -143,7 +146,8 @@ class Http:
             return None
         host = parts.hostname or ""
         with (
-            socket.create_connection((host, parts.port or 443), self.timeout.total_seconds()) as plain,
+            exchanging(self.timeout.total_seconds(), self._max_bytes, Zone.LINK_LOCAL),
+            connected(host, parts.port or 443) as plain,
             self._context.wrap_socket(plain, server_hostname=host) as secured,
         ):
             shown = (secured.getpeercert() or {}).get("notAfter", "")
@@ -191,7 +195,7 @@ class Http:
                     timeout=exchange.remaining(),
                     allow_redirects=False,
                     stream=True,
-                    proxies=get_environ_proxies(url, no_proxy=None),
+                    proxies=get_environ_proxies(url, no_proxy=None) if self._proxies else {},
                 )
                 return _read(answer, self._max_bytes)
         except OutboundFault as fault:

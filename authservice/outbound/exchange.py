@@ -134,7 +134,7 @@ class _Limited:
 
     def _new_conn(self) -> socket.socket:
         try:
-            return _connect(self._dns_host, self.port, bool(self.proxy))  # type: ignore[attr-defined]
+            return connected(self._dns_host, self.port, bool(self.proxy))  # type: ignore[attr-defined]
         except TimeoutError as error:
             raise ConnectTimeoutError(self, "no connection in time") from error  # type: ignore[arg-type]
         except OSError as error:
@@ -161,7 +161,7 @@ POOLS: dict[str, type] = {"http": _Pool, "https": _TlsPool}
 """What urllib3's pool managers make their pools from, by scheme."""
 
 
-def _connect(host: str, port: int, to_proxy: bool) -> socket.socket:
+def connected(host: str, port: int, to_proxy: bool = False) -> socket.socket:
     """A connection to the first address that answers. Each gets its share of the time left, so
     that a black hole in front does not use it up."""
     exchange = _current.get()

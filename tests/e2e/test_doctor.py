@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import socket
 from datetime import datetime, timezone
-from typing import Any
 
 import pytest
 
@@ -15,17 +13,6 @@ from tests.e2e.stack import Stack
 pytestmark = pytest.mark.external
 
 CERTAIN = {Part.GATEWAY, Part.WIRING, Part.CALLBACK, Part.PAGES, Part.CLIENT, Part.STORE}
-
-
-@pytest.fixture
-def names_as_in_browsers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every name below localhost is this machine (RFC 6761 §6.3); not every system's look-up knows it."""
-    look_up = socket.getaddrinfo
-
-    def here(host: Any, *more: Any, **named: Any) -> Any:
-        return look_up("127.0.0.1" if str(host).endswith(".localhost") else host, *more, **named)
-
-    monkeypatch.setattr(socket, "getaddrinfo", here)
 
 
 @pytest.mark.usefixtures("names_as_in_browsers")
