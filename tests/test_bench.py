@@ -15,12 +15,13 @@ import pytest
 from flask import Flask
 from werkzeug.test import create_environ
 
-from bench import plot, policies, report
+from bench import machine, plot, policies, report
 from bench.__main__ import main
-from bench.load import Figures
-from bench.rows import GROUPS, ROWS
-from bench.run import select
+from bench.load import Figures, Request
+from bench.rows import GROUPS, ROWS, Group, Row
+from bench.run import Pace, Patience, in_turn, measure_group, select
 from bench.service import COOKIE_NAME, TARGET, browser, new_session
+from bench.stage import Stage
 from tests.conftest import ask
 from tests.lanes import probe
 from tests.programs import require
@@ -76,6 +77,44 @@ class TestReport:
         assert report.written(f"a\n{begin}\nold\n{end}\nz\n", "new") == f"a\n{begin}\n\nnew\n\n{end}\nz\n"
         with pytest.raises(ValueError):
             report.written("no marks", "new")
+
+
+class TestTurns:
+    NAMES = ["bare", "one", "other"]
+
+    def test_a_row_is_before_each_other_one_as_often_as_after_it(self) -> None:
+        for count in range(1, 9):
+            names = [*map(str, range(count))]
+            rounds = [in_turn(names, number) for number in range(10)]
+            assert all(sorted(order) == names for order in rounds)
+            for one, other in itertools.combinations(names, 2):
+                assert sum(order.index(one) < order.index(other) for order in rounds) == 5
+        assert in_turn([], 3) == []
+
+    def test_each_row_begins_a_round(self) -> None:
+        assert {in_turn(self.NAMES, number)[0] for number in range(6)} == {*self.NAMES}
+
+    def test_a_ratio_is_of_the_same_round_whatever_its_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every measurement is ten per second faster than the one before."""
+        asked: list[int] = []
+
+        def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
+            asked.append(request.port)
+            return figures(10 * len(asked))
+
+        monkeypatch.setattr("bench.run.measure", measure)
+        monkeypatch.setattr(Request, "verify", lambda request: None)
+        ports = {name: number for number, name in enumerate(self.NAMES)}
+        rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
+        group = Group("group", "A group", tuple(self.NAMES), ("bare",))
+        pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0)
+        with Stage(machine.Cores(0, 0), lambda line: None) as stage:
+            taken = measure_group(group, rows, stage, pace, Patience(0), lambda line: None)
+        warm, *rounds = [asked[at : at + 3] for at in range(0, len(asked), 3)]
+        assert warm == [0, 1, 2]
+        assert rounds == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
+        assert [one.rate for one in taken["bare"]] == [40, 90, 120, 130]
+        assert [one.rate for one in taken["other"]] == [60, 70, 110, 140]
 
 
 class TestRows:
