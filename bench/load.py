@@ -41,6 +41,9 @@ end
 """
 _LONGEST_SECONDS = 3600
 
+FILLING = 16
+"""Connections that keep a core busy all the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -56,7 +59,7 @@ class Request:
     status: int = 200
     tells: tuple[str, str] | None = None
     programs: tuple[Program, ...] = ()
-    connections: int = 16
+    connections: int = FILLING
     close: bool = False
     cookies: tuple[str, ...] = ()
     host: str = "127.0.0.1"

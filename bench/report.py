@@ -15,7 +15,7 @@ from bench import bearer, sweeping
 from bench.load import Figures
 from bench.memory import Memory
 from bench.policies import MANY, MANY_HOSTS
-from bench.rows import Group, Row
+from bench.rows import Group, Pair, Row
 from bench.stage import IN_TURN
 from bench.sweeping import Sweeping
 
@@ -39,6 +39,26 @@ class Spread:
         return f"{self.middle:.{places}f} ({self.low:.{places}f}–{self.high:.{places}f})"
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The rounds of a `rows.Pair`: each time plain, and with the check."""
+
+    rounds: Sequence[tuple[Figures, Figures]]
+
+    def times(self, figure: Callable[[Figures], float]) -> list[float]:
+        """How many times as much it is with the check, in each round."""
+        return [figure(checked) / figure(plain) for plain, checked in self.rounds]
+
+    def added(self, figure: Callable[[Figures], float]) -> list[float]:
+        """How much more it is with the check, in each round."""
+        return [figure(checked) - figure(plain) for plain, checked in self.rounds]
+
+    def both(self, figure: Callable[[Figures], float], places: int) -> str:
+        """The medians of both sides."""
+        sides = (statistics.median(map(figure, side)) for side in zip(*self.rounds))
+        return " → ".join(f"{middle:,.{places}f}" for middle in sides)
+
+
 @dataclass(slots=True)
 class Results:
     """Everything that one run measured."""
@@ -56,6 +76,12 @@ class Results:
         here = self.figures.get(group, {})
         pairs = list(zip(here.get(row, ()), here.get(base, ())))
         return Spread.of([one.rate / other.rate for one, other in pairs]) if pairs else None
+
+    def pair(self, group: str, pair: Pair) -> Compared | None:
+        """What the check adds; None when one of the two was not measured."""
+        here = self.figures.get(group, {})
+        rounds = tuple(zip(here.get(pair.plain, ()), here.get(pair.checked, ())))
+        return Compared(rounds) if rounds else None
 
     def tail(self, group: str, row: str) -> Spread | None:
         """p99 divided by p50."""
@@ -155,7 +181,18 @@ def _cells(results: Results, group: Group, name: str) -> list[str]:
 def _head(results: Results, group: Group) -> list[str]:
     own = bool(set(group.own_base) & set(results.figures[group.name]))
     named = [f"× {base}" for base in group.bases]
-    return ["", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs", *(["× its base"] if own else named)]
+    return ["", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs", *(["× its base"] if own and named else named)]
+
+
+_COMPARED = ("", "requests/s", "× requests/s", "p50 ms", "× p50", "+ p50 ms", "p99 ms", "× p99", "+ p99 ms", "CPU µs")
+
+
+def _compared_cells(pair: Pair, found: Compared) -> list[str]:
+    cells = [pair.title, found.both(lambda one: one.rate, 0), str(Spread.of(found.times(lambda one: one.rate)))]
+    latencies: tuple[Callable[[Figures], float], ...] = (lambda one: one.p50 * 1e3, lambda one: one.p99 * 1e3)
+    for figure in latencies:
+        cells += [found.both(figure, 2), str(Spread.of(found.times(figure))), str(Spread.of(found.added(figure)))]
+    return [*cells, found.both(lambda one: one.cpu * 1e6, 1)]
 
 
 def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
@@ -163,8 +200,15 @@ def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
     made = []
     for group in results.groups:
         measured = results.figures.get(group.name)
-        if measured:
-            lines = [_cells(results, group, name) for name in group.rows if name in measured]
+        if not measured:
+            continue
+        compared = [(pair, found) for pair in group.pairs if (found := results.pair(group.name, pair))]
+        if compared:
+            lines = [_compared_cells(pair, found) for pair, found in compared]
+            made.append((f"{group.title}: without the check → with it", [list(_COMPARED), *lines]))
+        told = {name for pair, _ in compared for name in (pair.plain, pair.checked)}
+        lines = [_cells(results, group, name) for name in group.rows if name in measured and name not in told]
+        if lines:
             made.append((group.title, [_head(results, group), *lines]))
     if results.bearer:
         lines = [
@@ -244,6 +288,16 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
                 for name, taken in rows.items()
             }
             for group, rows in results.figures.items()
+        },
+        "pairs": {
+            group.name: [
+                {"title": pair.title, "plain": pair.plain, "checked": pair.checked,
+                 "rate": found.times(lambda one: one.rate),
+                 "p50": found.times(lambda one: one.p50), "p50_added": found.added(lambda one: one.p50),
+                 "p99": found.times(lambda one: one.p99), "p99_added": found.added(lambda one: one.p99)}
+                for pair in group.pairs if (found := results.pair(group.name, pair))
+            ]
+            for group in results.groups if group.pairs
         },
         "process": results.bearer,
         "memory": None if results.memory is None else {

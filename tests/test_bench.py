@@ -17,6 +17,7 @@ from werkzeug.test import create_environ
 
 from bench import machine, plot, policies, report
 from bench.__main__ import main
+from bench.gateways import KINDS
 from bench.load import Figures, Request
 from bench.rows import GROUPS, ROWS, Group, Row
 from bench.run import Pace, Patience, in_turn, measure_group, select
@@ -68,9 +69,38 @@ class TestReport:
         assert report.verdicts(results(cookie=[rate], bare=[100]))[0][2] is met
 
     def test_the_tables_have_every_row_and_as_many_cells_as_their_heads(self, everything: report.Results) -> None:
-        for (_, lines), group in zip(report.tables(everything), GROUPS):
-            assert [line[0] for line in lines[1:]] == [ROWS_BY_NAME[name].title for name in group.rows]
+        tables = report.tables(everything)
+        assert len(tables) == len(GROUPS)
+        for (_, lines), group in zip(tables, GROUPS):
+            titles = [pair.title for pair in group.pairs] or [ROWS_BY_NAME[name].title for name in group.rows]
+            assert [line[0] for line in lines[1:]] == titles
             assert {len(line) for line in lines} == {len(lines[0])}
+
+    def test_what_the_check_adds_is_taken_within_a_round(self) -> None:
+        made = report.Results("a machine", GROUPS, ROWS_BY_NAME)
+        made.figures["gateways"] = {
+            "caddy-open-1": [figures(8000, 0.0001, 0.001), figures(4000, 0.0002, 0.002)],
+            "caddy-check-1": [figures(4000, 0.0003, 0.002), figures(1000, 0.0005, 0.005)],
+            "envoy-open": [figures(1)],
+        }
+        (title, (head, line)), (_, (_, alone)) = report.tables(made)
+        assert title == "Through a gateway, in front of an application: without the check → with it"
+        assert dict(zip(head, line)) == {
+            "": "Caddy, 1 connection",
+            "requests/s": "6,000 → 2,500",
+            "× requests/s": "0.38 (0.25–0.50)",
+            "p50 ms": "0.15 → 0.40",
+            "× p50": "2.75 (2.50–3.00)",
+            "+ p50 ms": "0.25 (0.20–0.30)",
+            "p99 ms": "1.50 → 3.50",
+            "× p99": "2.25 (2.00–2.50)",
+            "+ p99 ms": "2.00 (1.00–3.00)",
+            "CPU µs": "187.5 → 625.0",
+        }
+        assert alone[0] == "Envoy, 16 connections, without the check"
+        (told,) = report.as_json(made, "")["pairs"]["gateways"]
+        assert (told["plain"], told["checked"]) == ("caddy-open-1", "caddy-check-1")
+        assert (told["rate"], told["p50_added"]) == ([0.5, 0.25], pytest.approx([0.0002, 0.0003]))
 
     def test_only_what_is_between_the_marks_is_replaced(self) -> None:
         begin, end = report.MARKS
@@ -126,6 +156,7 @@ class TestRows:
         assert {name for group in GROUPS for name in group.rows} == set(ROWS_BY_NAME)
         for group in GROUPS:
             assert {*group.bases, *group.own_base, *group.own_base.values()} <= set(group.rows)
+            assert {name for pair in group.pairs for name in (pair.plain, pair.checked)} <= set(group.rows)
 
     def test_a_row_brings_what_it_is_divided_by(self) -> None:
         (group,) = select(GROUPS, ["apache"], ROWS_BY_NAME, heavy=True)
@@ -205,9 +236,10 @@ class TestPicture:
 @pytest.mark.external
 def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
     """One short round; the figures of a busy machine mean nothing, so only their being there is looked at."""
-    for program in ("wrk", "nginx", "apache2", "redis-server", "envoy"):
+    for program in ("wrk", "nginx", "apache2", "redis-server", *KINDS):
         require(program)
-    rows = ("nginx", "granian", "apache", "flask", "browser", "redis", "cookie-close", "envoy", "nginx-check")
+    rows = ("nginx", "granian", "apache", "flask", "browser", "redis", "cookie-close", "envoy-check-1")
+    rows += tuple(f"{kind}-check" for kind in KINDS)
     command = [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--seconds", "0.2"]
     command += ["--rows", ",".join((*rows, "process")), "--json", str(tmp_path / "j"), "--plot", str(tmp_path / "p.svg")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=dict(os.environ))
@@ -215,7 +247,7 @@ def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
     assert "without" not in run.stdout.replace("without the check", "").replace("without sockets", ""), run.stdout
     said = json.loads((tmp_path / "j").read_text())
     measured = {name: taken for group in said["groups"].values() for name, taken in group.items()}
-    assert {*rows, "bare", "cookie", "envoy-open", "nginx-open"} <= set(measured)
+    assert {*rows, "bare", "cookie", "envoy-open-1", *(f"{kind}-open" for kind in KINDS)} <= set(measured)
     assert all(one["rate"] > 0 and 0 < one["p50"] <= one["p99"] for taken in measured.values() for one in taken)
     assert len(said["wanted"]) == 10
     ElementTree.parse(tmp_path / "p.svg")
