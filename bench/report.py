@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import bearer, sweeping
+from bench import bearer, listing, sweeping
+from bench.listing import Listing
 from bench.load import Figures
 from bench.memory import Memory
 from bench.policies import MANY, MANY_HOSTS
 from bench.rows import Group, Pair, Row
-from bench.stage import IN_TURN
+from bench.stage import IN_TURN, STRANGERS
 from bench.sweeping import Sweeping
 
 MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
@@ -70,6 +71,7 @@ class Results:
     bearer: dict[str, list[float]] = field(default_factory=dict)
     memory: Memory | None = None
     sweeping: Sweeping | None = None
+    listing: Listing | None = None
 
     def ratio(self, group: str, row: str, base: str) -> Spread | None:
         """How much more of the row's requests are answered than of the base's."""
@@ -136,6 +138,17 @@ def _added(kind: str) -> Callable[[Results], Spread | None]:
     return value
 
 
+def _found(store: str) -> Callable[[Results], Spread | None]:
+    """Among as many sessions as the target says; a quick run has fewer."""
+
+    def value(results: Results) -> Spread | None:
+        full = results.listing if results.listing and results.listing.sessions == STRANGERS else None
+        took = full.seconds.get(store) if full else None
+        return Spread.of(took) if took else None
+
+    return value
+
+
 TARGETS: tuple[Target, ...] = (
     Target("cookie check / bare responder", _times("beside", "cookie", "bare"), 0.5),
     Target("cookie check / Flask under gthread", _times("beside", "cookie", "flask"), 10),
@@ -151,6 +164,9 @@ TARGETS: tuple[Target, ...] = (
     Target("MB that 5,000,000 checks add to it", _growth, 2, False),
     *(Target(f"ms that a sweep adds to the longest check {kind}", _added(kind), sweeping.MOST_SECONDS * 1e3, False)
       for kind in sweeping.KINDS),
+    *(Target(f"s that «sessions list --user» takes among {STRANGERS:,} sessions in {store}", _found(store),
+             listing.MOST_SECONDS, False)
+      for store in (listing.SQLITE, listing.REDIS)),
     *(Target(f"{row} / {base}, time in the process", _in_process(row, base), most, False)
       for row, base, most in bearer.WANTED),
 )  # fmt: skip
@@ -220,6 +236,10 @@ def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         head = ["a check …", "p99 ms", "p99 ms, swept", "longest ms", "longest ms, swept"]
         lines = [_swept(kind, rounds) for kind, rounds in results.sweeping.rounds.items()]
         made.append((f"While {results.sweeping.sessions:,} expired sessions are swept (SQLite)", [head, *lines]))
+    if results.listing and results.listing.seconds:
+        head = ["«authservice sessions list --user»", "seconds"]
+        lines = [[f"sessions in {store}", str(Spread.of(took))] for store, took in results.listing.seconds.items()]
+        made.append((f"One person's sessions among {results.listing.sessions:,}", [head, *lines]))
     return made
 
 
@@ -314,6 +334,9 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
                 ]
                 for kind, rounds in results.sweeping.rounds.items()
             },
+        },
+        "listing": None if results.listing is None else {
+            "sessions": results.listing.sessions, "seconds": dict(results.listing.seconds),
         },
         "wanted": [
             {"text": target.text, "bound": target.bound, "at_least": target.at_least, "value": value.middle, "met": met}
