@@ -14,7 +14,7 @@ from typing import Any
 from bench import bearer, listing, sweeping
 from bench.listing import Listing
 from bench.load import Figures
-from bench.memory import Memory
+from bench.memory import MANY_CHECKS, SETTLED, Memory
 from bench.policies import MANY, MANY_HOSTS
 from bench.rows import Group, Pair, Row
 from bench.stage import IN_TURN, STRANGERS
@@ -161,7 +161,7 @@ TARGETS: tuple[Target, ...] = (
            _times("policies", "policy-one", "policy-many"), 1.3, False),
     Target("p99 / p50 of the cookie check, 16 connections", lambda results: results.tail("beside", "cookie"), 4, False),
     Target(f"MB of a worker with {IN_TURN:,} live sessions", _live, 150, False),
-    Target("MB that 5,000,000 checks add to it", _growth, 2, False),
+    Target(f"MB that {MANY_CHECKS:,} checks add to it, after the first {SETTLED:,}", _growth, 1, False),
     *(Target(f"ms that a sweep adds to the longest check {kind}", _added(kind), sweeping.MOST_SECONDS * 1e3, False)
       for kind in sweeping.KINDS),
     *(Target(f"s that «sessions list --user» takes among {STRANGERS:,} sessions in {store}", _found(store),

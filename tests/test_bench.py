@@ -15,7 +15,7 @@ import pytest
 from flask import Flask
 from werkzeug.test import create_environ
 
-from bench import machine, plot, policies, report
+from bench import machine, memory, plot, policies, report
 from bench.__main__ import main
 from bench.gateways import KINDS
 from bench.load import Figures, Request
@@ -201,6 +201,34 @@ class TestPolicies:
             environ = create_environ(path="/", method=method, headers=headers)
             environ.update(RAW_URI=TARGET, REMOTE_ADDR="127.0.0.1", SERVER_PORT="8080")
             assert (answer.status, probe(app, environ).status) == (status, status)
+
+
+class TestMemory:
+    @pytest.mark.parametrize("readings,growth,met", [([138, 138, 138.5, 138], 0.5, True), ([138, 138, 140, 139], 2, False)])
+    def test_what_many_checks_add_is_the_most_since_the_first_ones(
+        self, readings: list[float], growth: float, met: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent: list[float] = []
+        left = iter(readings)
+
+        def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
+            sent.append(seconds)
+            return figures(200_000 if seconds == 10 else 60_000)
+
+        def resident(pid: int) -> int:
+            assert pid == 7
+            return round(next(left) * 1_000_000)
+
+        monkeypatch.setattr("bench.load.measure", measure)
+        monkeypatch.setattr(memory, "resident_bytes", resident)
+        checks, added = memory.grown(Request(1, "/"), 7, machine.Cores(0, 0), lambda line: None)
+        assert sent == [1, 1, 10, 10, 10] and (checks, added) == (6_000_000, growth)
+        found = report.Results("a machine", GROUPS, {}, memory=memory.Memory(138, 20_000, checks, added))
+        assert [(target.bound, kept) for target, _, kept in report.verdicts(found)] == [(150, True), (1, met)]
+
+    def test_without_long_there_is_no_verdict_on_growth(self) -> None:
+        found = report.Results("a machine", GROUPS, {}, memory=memory.Memory(138, 20_000))
+        assert [target.bound for target, _, _ in report.verdicts(found)] == [150]
 
 
 class TestPicture:
