@@ -15,23 +15,26 @@ from fnmatch import fnmatch
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench import bearer, machine, plot, report, sweeping
+from bench import bearer, listing, machine, plot, report, sweeping
 from bench.load import Request
 from bench.memory import measure_memory
 from bench.programs import INSTALL, ROOT, BenchError
 from bench.rows import GROUPS, ROWS, Group, Row
 from bench.run import Pace, Patience, measure_group, select
-from bench.stage import Stage
+from bench.stage import STRANGERS, Stage
 
-FULL = Pace(rounds=5, seconds=0.8, warm_up=0.4, patience=90)
+FULL = Pace(rounds=10, seconds=0.5, warm_up=0.4, patience=90)
 QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0)
 DOCUMENT, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
-PROCESS, MEMORY, SWEEP = "process", "memory", "sweep"
-APART = (PROCESS, MEMORY, SWEEP)
+PROCESS, MEMORY, SWEEP, LIST = "process", "memory", "sweep", "list"
+APART = (PROCESS, MEMORY, SWEEP, LIST)
 """Groups that are not measured with the load generator's rows."""
 
 SWEPT = 400_000
 """Expired sessions in the file that is swept; in a quick run a tenth of them."""
+
+LISTED, LISTED_QUICKLY = STRANGERS, 50_000
+"""Sessions among which one person's are looked for."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -102,8 +105,11 @@ def _run(
                 results.memory = measure_memory(stage, _say, many=given.long)
             except BenchError as error:
                 _say(f"  without: {error}")
-        if SWEEP in others:
-            results.sweeping = _sweep(cores, quick=given.quick)
+    if SWEEP in others:
+        results.sweeping = _sweep(cores, quick=given.quick)
+    if LIST in others:
+        _say("\nOne person's sessions among very many")
+        results.listing = listing.measure(LISTED_QUICKLY if given.quick else LISTED, 5, _say, cores)
     return results
 
 
@@ -167,6 +173,7 @@ def _list(groups: Sequence[Group], rows: dict[str, Row]) -> int:
     print(f"{PROCESS}: checks by credential and by policies in this process, without sockets")
     print(f"{MEMORY}: what a worker keeps in memory (not in a quick run)")
     print(f"{SWEEP}: what checks take while expired sessions are removed")
+    print(f"{LIST}: how long «authservice sessions list --user» takes among very many sessions")
     return 0
 
 

@@ -41,6 +41,9 @@ end
 """
 _LONGEST_SECONDS = 3600
 
+FILLING = 16
+"""Connections that keep a core busy all the time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -56,7 +59,7 @@ class Request:
     status: int = 200
     tells: tuple[str, str] | None = None
     programs: tuple[Program, ...] = ()
-    connections: int = 16
+    connections: int = FILLING
     close: bool = False
     cookies: tuple[str, ...] = ()
     host: str = "127.0.0.1"
@@ -144,9 +147,13 @@ def _run_wrk(request: Request, seconds: float) -> tuple[dict[str, int], float]:
         raise BenchError(f"wrk: {output}") from None
 
 
-def until_count(request: Request, count: int, cores: machine.Cores, after: Callable[[int], None]) -> None:
-    """Sends so many requests, in pieces of about ten seconds; ``after`` is told the number so far."""
+def until_count(
+    request: Request, count: int, cores: machine.Cores, after: Callable[[int], None], piece: float = 10
+) -> int:
+    """Sends at least so many requests, in pieces of so many seconds; ``after`` is told the number so far,
+    and the last one is given."""
     done = 0
     while done < count:
-        done += round(measure(request, 10, cores).rate * 10)
+        done += round(measure(request, piece, cores).rate * piece)
         after(done)
+    return done

@@ -1,6 +1,7 @@
 """What a worker keeps in memory: with many live sessions, and after very many checks.
 
-Reads the worker's resident memory while people with all their tokens ask in turn.
+Reads the worker's resident memory while people with all their tokens ask in turn. Growth is from when
+the worker has settled to the largest reading after that, so that a peak between two others counts.
 """
 
 from __future__ import annotations
@@ -8,20 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.load import until_count
-from bench.machine import resident_bytes
+from bench.load import Request, until_count
+from bench.machine import Cores, resident_bytes
 from bench.rows import PEOPLE_SERVICE, people_in_turn
 from bench.stage import IN_TURN, Stage
 
+SETTLED = 100_000
+"""Checks after which whatever is made once has been made."""
+
 MANY_CHECKS = 5_000_000
-_SETTLED = MANY_CHECKS // 10
+"""Checks after those."""
+
 _MEGABYTE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Megabytes of one worker. ``growth`` is between the first tenth and the end of ``checks``,
-    and ``None`` when that was not measured."""
+    """Megabytes of one worker. ``growth`` is what ``checks`` added; ``None`` when that was not measured."""
 
     live: float
     sessions: int
@@ -37,14 +41,22 @@ def measure_memory(stage: Stage, say: Callable[[str], None], *, many: bool) -> M
     request = people_in_turn(stage)
     live = resident_bytes(worker) / _MEGABYTE
     say(f"  {live:.0f} MB with {IN_TURN:,} live sessions")
-    if not many:
-        return Memory(live, IN_TURN)
-    seen: list[tuple[int, float]] = []
+    checks, growth = grown(request, worker, stage.cores, say) if many else (0, None)
+    return Memory(live, IN_TURN, checks, growth)
+
+
+def grown(request: Request, worker: int, cores: Cores, say: Callable[[str], None]) -> tuple[int, float]:
+    """How many checks were sent once it had settled, and the megabytes that they added."""
+    until_count(request, SETTLED, cores, lambda count: None, piece=1)
+    settled = resident_bytes(worker)
+    most = settled
+    say(f"  {settled / _MEGABYTE:.2f} MB after the first {SETTLED:,} checks")
 
     def note(count: int) -> None:
-        seen.append((count, resident_bytes(worker) / _MEGABYTE))
-        say(f"  {seen[-1][1]:.1f} MB after {count:,} checks")
+        nonlocal most
+        reading = resident_bytes(worker)
+        most = max(most, reading)
+        say(f"  {reading / _MEGABYTE:.2f} MB after {count:,} more")
 
-    until_count(request, MANY_CHECKS, stage.cores, note)
-    settled = next(size for count, size in seen if count >= _SETTLED)
-    return Memory(live, IN_TURN, seen[-1][0], seen[-1][1] - settled)
+    checks = until_count(request, MANY_CHECKS, cores, note)
+    return checks, (most - settled) / _MEGABYTE

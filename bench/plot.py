@@ -11,17 +11,21 @@ import statistics
 from dataclasses import dataclass
 from html import escape
 
+from bench.load import FILLING
 from bench.report import Results
+from bench.rows import GATEWAYS
+
+_GATEWAYS = tuple(pair for (_, connections), pair in GATEWAYS.items() if connections == FILLING)
 
 PICTURED = (
     ("beside", ("bare", "nginx", "cookie", "gthread", "granian", "apache", "flask")),
     ("kinds", ("browser", "skip", "redirect", "bearer", "denied", "rules")),
     ("stores", ("redis", "full", "full-redis", "people")),
-    ("gateways", ("envoy-open", "envoy", "nginx-open", "nginx-check")),
+    ("gateways", tuple(name for pair in _GATEWAYS for name in (pair.plain, pair.checked))),
 )
 """Groups and those of their rows that are drawn; the tables have all."""
 
-OURS_NOT = {"bare", "nginx", "granian", "apache", "flask", "envoy-open", "nginx-open"}
+OURS_NOT = {"bare", "nginx", "granian", "apache", "flask", *(pair.plain for pair in _GATEWAYS)}
 
 WIDTH, TOP, LINE, GAP, FOOT = 1180, 104, 26, 44, 36
 NAMES, BARS, BARS_END, TIMES, TIMES_END = 336, 352, 680, 780, 1040

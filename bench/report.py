@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench import bearer, sweeping
+from bench import bearer, listing, sweeping
+from bench.listing import Listing
 from bench.load import Figures
-from bench.memory import Memory
+from bench.memory import MANY_CHECKS, SETTLED, Memory
 from bench.policies import MANY, MANY_HOSTS
-from bench.rows import Group, Row
-from bench.stage import IN_TURN
+from bench.rows import Group, Pair, Row
+from bench.stage import IN_TURN, STRANGERS
 from bench.sweeping import Sweeping
 
 MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
@@ -39,6 +40,26 @@ class Spread:
         return f"{self.middle:.{places}f} ({self.low:.{places}f}–{self.high:.{places}f})"
 
 
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """The rounds of a `rows.Pair`: each time plain, and with the check."""
+
+    rounds: Sequence[tuple[Figures, Figures]]
+
+    def times(self, figure: Callable[[Figures], float]) -> list[float]:
+        """How many times as much it is with the check, in each round."""
+        return [figure(checked) / figure(plain) for plain, checked in self.rounds]
+
+    def added(self, figure: Callable[[Figures], float]) -> list[float]:
+        """How much more it is with the check, in each round."""
+        return [figure(checked) - figure(plain) for plain, checked in self.rounds]
+
+    def both(self, figure: Callable[[Figures], float], places: int) -> str:
+        """The medians of both sides."""
+        sides = (statistics.median(map(figure, side)) for side in zip(*self.rounds))
+        return " → ".join(f"{middle:,.{places}f}" for middle in sides)
+
+
 @dataclass(slots=True)
 class Results:
     """Everything that one run measured."""
@@ -50,12 +71,19 @@ class Results:
     bearer: dict[str, list[float]] = field(default_factory=dict)
     memory: Memory | None = None
     sweeping: Sweeping | None = None
+    listing: Listing | None = None
 
     def ratio(self, group: str, row: str, base: str) -> Spread | None:
         """How much more of the row's requests are answered than of the base's."""
         here = self.figures.get(group, {})
         pairs = list(zip(here.get(row, ()), here.get(base, ())))
         return Spread.of([one.rate / other.rate for one, other in pairs]) if pairs else None
+
+    def pair(self, group: str, pair: Pair) -> Compared | None:
+        """What the check adds; None when one of the two was not measured."""
+        here = self.figures.get(group, {})
+        rounds = tuple(zip(here.get(pair.plain, ()), here.get(pair.checked, ())))
+        return Compared(rounds) if rounds else None
 
     def tail(self, group: str, row: str) -> Spread | None:
         """p99 divided by p50."""
@@ -110,6 +138,17 @@ def _added(kind: str) -> Callable[[Results], Spread | None]:
     return value
 
 
+def _found(store: str) -> Callable[[Results], Spread | None]:
+    """Among as many sessions as the target says; a quick run has fewer."""
+
+    def value(results: Results) -> Spread | None:
+        full = results.listing if results.listing and results.listing.sessions == STRANGERS else None
+        took = full.seconds.get(store) if full else None
+        return Spread.of(took) if took else None
+
+    return value
+
+
 TARGETS: tuple[Target, ...] = (
     Target("cookie check / bare responder", _times("beside", "cookie", "bare"), 0.5),
     Target("cookie check / Flask under gthread", _times("beside", "cookie", "flask"), 10),
@@ -122,9 +161,12 @@ TARGETS: tuple[Target, ...] = (
            _times("policies", "policy-one", "policy-many"), 1.3, False),
     Target("p99 / p50 of the cookie check, 16 connections", lambda results: results.tail("beside", "cookie"), 4, False),
     Target(f"MB of a worker with {IN_TURN:,} live sessions", _live, 150, False),
-    Target("MB that 5,000,000 checks add to it", _growth, 2, False),
+    Target(f"MB that {MANY_CHECKS:,} checks add to it, after the first {SETTLED:,}", _growth, 1, False),
     *(Target(f"ms that a sweep adds to the longest check {kind}", _added(kind), sweeping.MOST_SECONDS * 1e3, False)
       for kind in sweeping.KINDS),
+    *(Target(f"s that «sessions list --user» takes among {STRANGERS:,} sessions in {store}", _found(store),
+             listing.MOST_SECONDS, False)
+      for store in (listing.SQLITE, listing.REDIS)),
     *(Target(f"{row} / {base}, time in the process", _in_process(row, base), most, False)
       for row, base, most in bearer.WANTED),
 )  # fmt: skip
@@ -155,7 +197,18 @@ def _cells(results: Results, group: Group, name: str) -> list[str]:
 def _head(results: Results, group: Group) -> list[str]:
     own = bool(set(group.own_base) & set(results.figures[group.name]))
     named = [f"× {base}" for base in group.bases]
-    return ["", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs", *(["× its base"] if own else named)]
+    return ["", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs", *(["× its base"] if own and named else named)]
+
+
+_COMPARED = ("", "requests/s", "× requests/s", "p50 ms", "× p50", "+ p50 ms", "p99 ms", "× p99", "+ p99 ms", "CPU µs")
+
+
+def _compared_cells(pair: Pair, found: Compared) -> list[str]:
+    cells = [pair.title, found.both(lambda one: one.rate, 0), str(Spread.of(found.times(lambda one: one.rate)))]
+    latencies: tuple[Callable[[Figures], float], ...] = (lambda one: one.p50 * 1e3, lambda one: one.p99 * 1e3)
+    for figure in latencies:
+        cells += [found.both(figure, 2), str(Spread.of(found.times(figure))), str(Spread.of(found.added(figure)))]
+    return [*cells, found.both(lambda one: one.cpu * 1e6, 1)]
 
 
 def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
@@ -163,8 +216,15 @@ def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
     made = []
     for group in results.groups:
         measured = results.figures.get(group.name)
-        if measured:
-            lines = [_cells(results, group, name) for name in group.rows if name in measured]
+        if not measured:
+            continue
+        compared = [(pair, found) for pair in group.pairs if (found := results.pair(group.name, pair))]
+        if compared:
+            lines = [_compared_cells(pair, found) for pair, found in compared]
+            made.append((f"{group.title}: without the check → with it", [list(_COMPARED), *lines]))
+        told = {name for pair, _ in compared for name in (pair.plain, pair.checked)}
+        lines = [_cells(results, group, name) for name in group.rows if name in measured and name not in told]
+        if lines:
             made.append((group.title, [_head(results, group), *lines]))
     if results.bearer:
         lines = [
@@ -176,6 +236,10 @@ def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
         head = ["a check …", "p99 ms", "p99 ms, swept", "longest ms", "longest ms, swept"]
         lines = [_swept(kind, rounds) for kind, rounds in results.sweeping.rounds.items()]
         made.append((f"While {results.sweeping.sessions:,} expired sessions are swept (SQLite)", [head, *lines]))
+    if results.listing and results.listing.seconds:
+        head = ["«authservice sessions list --user»", "seconds"]
+        lines = [[f"sessions in {store}", str(Spread.of(took))] for store, took in results.listing.seconds.items()]
+        made.append((f"One person's sessions among {results.listing.sessions:,}", [head, *lines]))
     return made
 
 
@@ -245,6 +309,16 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
             }
             for group, rows in results.figures.items()
         },
+        "pairs": {
+            group.name: [
+                {"title": pair.title, "plain": pair.plain, "checked": pair.checked,
+                 "rate": found.times(lambda one: one.rate),
+                 "p50": found.times(lambda one: one.p50), "p50_added": found.added(lambda one: one.p50),
+                 "p99": found.times(lambda one: one.p99), "p99_added": found.added(lambda one: one.p99)}
+                for pair in group.pairs if (found := results.pair(group.name, pair))
+            ]
+            for group in results.groups if group.pairs
+        },
         "process": results.bearer,
         "memory": None if results.memory is None else {
             "live": results.memory.live, "sessions": results.memory.sessions,
@@ -260,6 +334,9 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
                 ]
                 for kind, rounds in results.sweeping.rounds.items()
             },
+        },
+        "listing": None if results.listing is None else {
+            "sessions": results.listing.sessions, "seconds": dict(results.listing.seconds),
         },
         "wanted": [
             {"text": target.text, "bound": target.bound, "at_least": target.at_least, "value": value.middle, "met": met}

@@ -9,7 +9,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from bench.load import Request, measure
+from bench.gateways import KINDS
+from bench.load import FILLING, Request, measure
 from bench.policies import MANY, MANY_HOSTS
 from bench.service import NAVIGATION, Service, browser
 from bench.stage import IN_TURN, STRANGERS, Stage
@@ -29,15 +30,26 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Pair:
+    """Two rows that are told as one: the same thing plain, and with the check on top."""
+
+    title: str
+    plain: str
+    checked: str
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """Rows that take turns. ``bases`` are those that each of the others is divided by; ``own_base``
-    says for single rows what they are divided by instead."""
+    says for single rows what they are divided by instead. Rows of ``pairs`` are told in a table of
+    their own."""
 
     name: str
     title: str
     rows: tuple[str, ...]
     bases: tuple[str, ...]
     own_base: dict[str, str] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
 
     def bases_of(self, row: str) -> tuple[str, ...]:
         """What this row is divided by: rows of this group, itself not among them."""
@@ -168,6 +180,13 @@ def _load(make: Callable[[Stage], Request], connections: int, close: bool = Fals
 
 _BARE = _yardstick("bare")
 
+GATEWAYS: dict[tuple[str, int], Pair] = {
+    (kind, connections): Pair(f"{made.title}, {load}", f"{kind}-open{suffix}", f"{kind}-check{suffix}")
+    for connections, suffix, load in ((1, "-1", "1 connection"), (FILLING, "", f"{FILLING} connections"))
+    for kind, made in KINDS.items()
+}
+"""Each gateway under a load that leaves it idle at times, which is what a person feels, and one that fills the core."""
+
 ROWS: tuple[Row, ...] = (
     Row("bare", "the limit: a bare responder", _BARE),
     Row("nginx", "nginx, return 200", _yardstick("nginx")),
@@ -203,10 +222,9 @@ ROWS: tuple[Row, ...] = (
     Row("policy-one", "one policy", _policies("authservice-policy", 0)),
     Row("policy-many", f"{MANY:,} policies on {MANY_HOSTS} hosts",
         _policies("authservice-policies", MANY_HOSTS)),
-    Row("envoy-open", "Envoy without the check", _gateway("envoy", False)),
-    Row("envoy", "Envoy with the check", _gateway("envoy", True)),
-    Row("nginx-open", "nginx without the check", _gateway("nginx", False)),
-    Row("nginx-check", "nginx with the check", _gateway("nginx", True)),
+    *(Row(pair.checked if checked else pair.plain, f"{pair.title}, {'with' if checked else 'without'} the check",
+          _load(_gateway(kind, checked), connections))
+      for (kind, connections), pair in GATEWAYS.items() for checked in (False, True)),
 )  # fmt: skip
 
 GROUPS: tuple[Group, ...] = (
@@ -223,5 +241,6 @@ GROUPS: tuple[Group, ...] = (
           ("cookie",)),
     Group("policies", "Policies", ("cookie", "policy-one", "policy-many"), ("cookie", "policy-one")),
     Group("gateways", "Through a gateway, in front of an application",
-          ("envoy-open", "envoy", "nginx-open", "nginx-check"), ("envoy-open",), {"nginx-check": "nginx-open"}),
+          tuple(name for pair in GATEWAYS.values() for name in (pair.plain, pair.checked)), (),
+          {pair.checked: pair.plain for pair in GATEWAYS.values()}, tuple(GATEWAYS.values())),
 )  # fmt: skip

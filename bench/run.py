@@ -1,4 +1,4 @@
-"""Taking turns: the rows of a group one after the other, round after round.
+"""Taking turns: the rows of a group one after the other, round after round, in another order each time.
 
 Gives one `Figures` for each row and round. A measurement during which others kept the cores busy is
 repeated, whatever its figure was; which part they had is kept with it.
@@ -61,9 +61,9 @@ def measure_group(
             say(f"  without «{rows[name].title}»: {error}")
     taken: dict[str, list[Figures]] = {name: [] for name in requests}
     for number in range(pace.rounds):
-        for name, request in list(requests.items()):
+        for name in in_turn(list(requests), number):
             try:
-                figures = _undisturbed(request, stage, pace, patience)
+                figures = _undisturbed(requests[name], stage, pace, patience)
             except BenchError as error:
                 say(f"  without «{rows[name].title}»: {error}")
                 del requests[name], taken[name]
@@ -75,6 +75,14 @@ def measure_group(
                 f"  p50 {figures.p50 * 1e3:7.2f} ms  p99 {figures.p99 * 1e3:7.2f} ms{others}"
             )
     return taken
+
+
+def in_turn(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round. Each row is the first one at times, and every second round goes backwards:
+    what a row gains or loses by the one just before it, it loses or gains in the next round."""
+    first = number // 2 % len(names) if names else 0
+    order = [*names[first:], *names[:first]]
+    return order[::-1] if number % 2 else order
 
 
 def _ready(name: str, row: Row, stage: Stage, pace: Pace) -> Request:

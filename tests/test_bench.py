@@ -15,12 +15,14 @@ import pytest
 from flask import Flask
 from werkzeug.test import create_environ
 
-from bench import plot, policies, report
+from bench import machine, memory, plot, policies, report
 from bench.__main__ import main
-from bench.load import Figures
-from bench.rows import GROUPS, ROWS
-from bench.run import select
+from bench.gateways import KINDS
+from bench.load import Figures, Request
+from bench.rows import GROUPS, ROWS, Group, Row
+from bench.run import Pace, Patience, in_turn, measure_group, select
 from bench.service import COOKIE_NAME, TARGET, browser, new_session
+from bench.stage import Stage
 from tests.conftest import ask
 from tests.lanes import probe
 from tests.programs import require
@@ -67,15 +69,82 @@ class TestReport:
         assert report.verdicts(results(cookie=[rate], bare=[100]))[0][2] is met
 
     def test_the_tables_have_every_row_and_as_many_cells_as_their_heads(self, everything: report.Results) -> None:
-        for (_, lines), group in zip(report.tables(everything), GROUPS):
-            assert [line[0] for line in lines[1:]] == [ROWS_BY_NAME[name].title for name in group.rows]
+        tables = report.tables(everything)
+        assert len(tables) == len(GROUPS)
+        for (_, lines), group in zip(tables, GROUPS):
+            titles = [pair.title for pair in group.pairs] or [ROWS_BY_NAME[name].title for name in group.rows]
+            assert [line[0] for line in lines[1:]] == titles
             assert {len(line) for line in lines} == {len(lines[0])}
+
+    def test_what_the_check_adds_is_taken_within_a_round(self) -> None:
+        made = report.Results("a machine", GROUPS, ROWS_BY_NAME)
+        made.figures["gateways"] = {
+            "caddy-open-1": [figures(8000, 0.0001, 0.001), figures(4000, 0.0002, 0.002)],
+            "caddy-check-1": [figures(4000, 0.0003, 0.002), figures(1000, 0.0005, 0.005)],
+            "envoy-open": [figures(1)],
+        }
+        (title, (head, line)), (_, (_, alone)) = report.tables(made)
+        assert title == "Through a gateway, in front of an application: without the check → with it"
+        assert dict(zip(head, line)) == {
+            "": "Caddy, 1 connection",
+            "requests/s": "6,000 → 2,500",
+            "× requests/s": "0.38 (0.25–0.50)",
+            "p50 ms": "0.15 → 0.40",
+            "× p50": "2.75 (2.50–3.00)",
+            "+ p50 ms": "0.25 (0.20–0.30)",
+            "p99 ms": "1.50 → 3.50",
+            "× p99": "2.25 (2.00–2.50)",
+            "+ p99 ms": "2.00 (1.00–3.00)",
+            "CPU µs": "187.5 → 625.0",
+        }
+        assert alone[0] == "Envoy, 16 connections, without the check"
+        (told,) = report.as_json(made, "")["pairs"]["gateways"]
+        assert (told["plain"], told["checked"]) == ("caddy-open-1", "caddy-check-1")
+        assert (told["rate"], told["p50_added"]) == ([0.5, 0.25], pytest.approx([0.0002, 0.0003]))
 
     def test_only_what_is_between_the_marks_is_replaced(self) -> None:
         begin, end = report.MARKS
         assert report.written(f"a\n{begin}\nold\n{end}\nz\n", "new") == f"a\n{begin}\n\nnew\n\n{end}\nz\n"
         with pytest.raises(ValueError):
             report.written("no marks", "new")
+
+
+class TestTurns:
+    NAMES = ["bare", "one", "other"]
+
+    def test_a_row_is_before_each_other_one_as_often_as_after_it(self) -> None:
+        for count in range(1, 9):
+            names = [*map(str, range(count))]
+            rounds = [in_turn(names, number) for number in range(10)]
+            assert all(sorted(order) == names for order in rounds)
+            for one, other in itertools.combinations(names, 2):
+                assert sum(order.index(one) < order.index(other) for order in rounds) == 5
+        assert in_turn([], 3) == []
+
+    def test_each_row_begins_a_round(self) -> None:
+        assert {in_turn(self.NAMES, number)[0] for number in range(6)} == {*self.NAMES}
+
+    def test_a_ratio_is_of_the_same_round_whatever_its_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Every measurement is ten per second faster than the one before."""
+        asked: list[int] = []
+
+        def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
+            asked.append(request.port)
+            return figures(10 * len(asked))
+
+        monkeypatch.setattr("bench.run.measure", measure)
+        monkeypatch.setattr(Request, "verify", lambda request: None)
+        ports = {name: number for number, name in enumerate(self.NAMES)}
+        rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
+        group = Group("group", "A group", tuple(self.NAMES), ("bare",))
+        pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0)
+        with Stage(machine.Cores(0, 0), lambda line: None) as stage:
+            taken = measure_group(group, rows, stage, pace, Patience(0), lambda line: None)
+        warm, *rounds = [asked[at : at + 3] for at in range(0, len(asked), 3)]
+        assert warm == [0, 1, 2]
+        assert rounds == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
+        assert [one.rate for one in taken["bare"]] == [40, 90, 120, 130]
+        assert [one.rate for one in taken["other"]] == [60, 70, 110, 140]
 
 
 class TestRows:
@@ -87,6 +156,7 @@ class TestRows:
         assert {name for group in GROUPS for name in group.rows} == set(ROWS_BY_NAME)
         for group in GROUPS:
             assert {*group.bases, *group.own_base, *group.own_base.values()} <= set(group.rows)
+            assert {name for pair in group.pairs for name in (pair.plain, pair.checked)} <= set(group.rows)
 
     def test_a_row_brings_what_it_is_divided_by(self) -> None:
         (group,) = select(GROUPS, ["apache"], ROWS_BY_NAME, heavy=True)
@@ -133,6 +203,34 @@ class TestPolicies:
             assert (answer.status, probe(app, environ).status) == (status, status)
 
 
+class TestMemory:
+    @pytest.mark.parametrize("readings,growth,met", [([138, 138, 138.5, 138], 0.5, True), ([138, 138, 140, 139], 2, False)])
+    def test_what_many_checks_add_is_the_most_since_the_first_ones(
+        self, readings: list[float], growth: float, met: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        sent: list[float] = []
+        left = iter(readings)
+
+        def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
+            sent.append(seconds)
+            return figures(200_000 if seconds == 10 else 60_000)
+
+        def resident(pid: int) -> int:
+            assert pid == 7
+            return round(next(left) * 1_000_000)
+
+        monkeypatch.setattr("bench.load.measure", measure)
+        monkeypatch.setattr(memory, "resident_bytes", resident)
+        checks, added = memory.grown(Request(1, "/"), 7, machine.Cores(0, 0), lambda line: None)
+        assert sent == [1, 1, 10, 10, 10] and (checks, added) == (6_000_000, growth)
+        found = report.Results("a machine", GROUPS, {}, memory=memory.Memory(138, 20_000, checks, added))
+        assert [(target.bound, kept) for target, _, kept in report.verdicts(found)] == [(150, True), (1, met)]
+
+    def test_without_long_there_is_no_verdict_on_growth(self) -> None:
+        found = report.Results("a machine", GROUPS, {}, memory=memory.Memory(138, 20_000))
+        assert [target.bound for target, _, _ in report.verdicts(found)] == [150]
+
+
 class TestPicture:
     def test_no_two_texts_lie_on_each_other_or_beyond_the_edge(self, everything: report.Results) -> None:
         drawn = ElementTree.fromstring(plot.svg(everything, "2026-01-01"))
@@ -166,9 +264,10 @@ class TestPicture:
 @pytest.mark.external
 def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
     """One short round; the figures of a busy machine mean nothing, so only their being there is looked at."""
-    for program in ("wrk", "nginx", "apache2", "redis-server", "envoy"):
+    for program in ("wrk", "nginx", "apache2", "redis-server", *KINDS):
         require(program)
-    rows = ("nginx", "granian", "apache", "flask", "browser", "redis", "cookie-close", "envoy", "nginx-check")
+    rows = ("nginx", "granian", "apache", "flask", "browser", "redis", "cookie-close", "envoy-check-1")
+    rows += tuple(f"{kind}-check" for kind in KINDS)
     command = [sys.executable, "-m", "bench", "--quick", "--rounds", "1", "--seconds", "0.2"]
     command += ["--rows", ",".join((*rows, "process")), "--json", str(tmp_path / "j"), "--plot", str(tmp_path / "p.svg")]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=dict(os.environ))
@@ -176,7 +275,7 @@ def test_the_runner_measures_compares_and_writes(tmp_path: Path) -> None:
     assert "without" not in run.stdout.replace("without the check", "").replace("without sockets", ""), run.stdout
     said = json.loads((tmp_path / "j").read_text())
     measured = {name: taken for group in said["groups"].values() for name, taken in group.items()}
-    assert {*rows, "bare", "cookie", "envoy-open", "nginx-open"} <= set(measured)
+    assert {*rows, "bare", "cookie", "envoy-open-1", *(f"{kind}-open" for kind in KINDS)} <= set(measured)
     assert all(one["rate"] > 0 and 0 < one["p50"] <= one["p99"] for taken in measured.values() for one in taken)
     assert len(said["wanted"]) == 10
     ElementTree.parse(tmp_path / "p.svg")
