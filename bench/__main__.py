@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shutil
 import signal
@@ -92,6 +93,7 @@ def _run(
     if cores.shared:
         _say("There is one core only: servers and load generator take turns on it, and figures say little.")
     os.sched_setaffinity(0, {cores.load})
+    logging.getLogger("authservice").setLevel(logging.ERROR)  # of services in this process; who runs it knows
     patience = Patience(pace.patience)
     with Stage(cores, _say) as stage:
         for group in groups:

@@ -204,7 +204,9 @@ class TestPolicies:
 
 
 class TestMemory:
-    @pytest.mark.parametrize("readings,growth,met", [([138, 138, 138.5, 138], 0.5, True), ([138, 138, 140, 139], 2, False)])
+    @pytest.mark.parametrize(
+        "readings,growth,met", [([138, 138, 138.5, 138], 0.5, True), ([138, 138, 140, 139], 2, False)]
+    )
     def test_what_many_checks_add_is_the_most_since_the_first_ones(
         self, readings: list[float], growth: float, met: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
