@@ -8,8 +8,10 @@ goes past them, in bulk.
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import sqlite3
+import string
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -33,6 +35,7 @@ TOLD = ("kubeflow-userid", USER)
 COOKIE_NAME = "authservice_session"
 
 _RECORD_BYTES = 400
+_TOKEN = string.ascii_letters + string.digits + "-_"
 _PIECE = 10_000
 _FILL_REDIS = """
 for number = tonumber(ARGV[1]), tonumber(ARGV[2]) do
@@ -155,9 +158,11 @@ def _in_a_day() -> datetime:
 
 def browser(cookie: str, cookie_bytes: int = 4096) -> tuple[tuple[str, str], ...]:
     """15 headers as a browser and Envoy send them, and a Cookie header of so many bytes, in which
-    the session's cookie stands among others."""
+    the session's cookie stands among others: values of letters and digits, the same in each run."""
     filler = cookie_bytes - len(cookie) - 2
-    others = "; ".join(f"_app{number:02}={'v' * 192}" for number in range(filler // 202 + 1))[: filler - 2]
+    draw = random.Random("cookies of other applications").choices
+    values = ("".join(draw(_TOKEN, k=192)) for _ in range(filler // 202 + 1))
+    others = "; ".join(f"_app{number:02}={value}" for number, value in enumerate(values))[: filler - 2]
     front, back = others[: len(others) // 2].rpartition("; ")[0], others[len(others) // 2 :].partition("; ")[2]
     joined = f"{front}; {cookie}; {back}"
     joined += "v" * (cookie_bytes - len(joined))
