@@ -430,6 +430,12 @@ class TestRender:
             *("auth_method", "AUTH_METHOD"),
         }
 
+    def test_h03_each_dash_may_be_an_underscore(self) -> None:
+        _, removed = IdentityHeaders("X-Auth_User-Id", "", "").render(person())
+        every = {f"x{one}auth{other}user{third}id" for one in "-_" for other in "-_" for third in "-_"}
+        others = every - {"x-auth_user-id"}
+        assert set(removed) == {*others, *map(str.upper, others)} and len(others) == 7
+
     def test_b7_without_an_identity_every_spelling_is_removed(self) -> None:
         headers, removed = IdentityHeaders("Kubeflow-UserID", "x_groups", "plain").render(None)
         assert headers == ()
