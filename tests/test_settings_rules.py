@@ -35,6 +35,7 @@ ASSERTION = {
     "SECRET_KEYS": "a-key-of-our-own-that-nobody-knows",
     "REDIRECT_URL": "https://h.example/cb",
 }
+OURS = "https://h.example/authservice"
 
 # --- keys ------------------------------------------------------------------------------------
 
@@ -132,6 +133,8 @@ def test_private_key_jwt_needs_a_private_key() -> None:
         ({**ASSERTION, "REDIRECT_URL": "/cb"}, "UPSTREAM_ASSERTION_HEADER"),
         ({**ASSERTION, "REDIRECT_URL": "https://h.example/authservice/jwks.json"}, "REDIRECT_URL"),
         ({**ASSERTION, "VERIFY_AUTH_URL": "/authservice/jwks.json"}, "VERIFY_AUTH_URL"),
+        ({**ASSERTION, "OIDC_PROVIDER": OURS}, "OIDC_PROVIDER"),
+        ({**ASSERTION, "BEARER_ISSUERS": f'[{{"issuer": "{OURS}", "audiences": ["a"]}}]'}, "BEARER_ISSUERS"),
         ({"UPSTREAM_ACCESS_TOKEN_HEADER": "kubeflow_groups"}, "UPSTREAM_ACCESS_TOKEN_HEADER"),
         ({"UPSTREAM_ACCESS_TOKEN_HEADER": "cookie"}, "UPSTREAM_ACCESS_TOKEN_HEADER"),
         ({"UPSTREAM_ID_TOKEN_HEADER": "X-T", "UPSTREAM_HEADERS": '{"x_t": "sub"}'}, "UPSTREAM_ID_TOKEN_HEADER"),
