@@ -5,14 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 
 import jwt
 import kubernetes_validate
 import pytest
+from werkzeug.serving import make_server
 
 from authservice.errors import SettingsError
 from tests import kustomize
@@ -73,6 +77,24 @@ def published(browser: Browser, rule: Json) -> str:
     return answer.body.decode()
 
 
+@contextmanager
+def site_of(browser: Browser) -> Iterator[str]:
+    """The site's origin, served on a free port."""
+
+    def site(environ: Json, start_response: Any) -> Any:
+        return browser.app({**environ, "SERVER_PORT": str(Browser.SITE)}, start_response)
+
+    server = make_server("127.0.0.1", 0, site)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_the_resources_are_valid(page: str) -> None:
     found = resources_of(page)
@@ -92,6 +114,33 @@ def test_the_rule_is_about_what_the_service_makes(make_browser: Callable[..., Br
     key = jwt.PyJWKSet.from_json(published(browser, rule))[jwt.get_unverified_header(token)["kid"]]
     claims = jwt.decode(token, key, algorithms=["ES256"], audience=rule["audiences"], issuer=rule["issuer"])
     assert claims["sub"] == "alice@example.com"
+
+
+def test_the_program_that_the_page_shows_verifies_it(make_browser: Callable[..., Browser]) -> None:
+    """As it stands there, with the keys' address replaced by one of this machine."""
+    rule = rule_of("assertion")
+    browser = logged_in(make_browser, "assertion")
+    text = (DOCS / "assertion.md").read_text("utf-8")
+    ((address, program),) = [
+        (found[1], one) for one in re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
+        if (found := re.search(r'PyJWKClient\("(.*?)"\)', one))
+    ]  # fmt: skip
+    assert address == rule["issuer"] + "/jwks.json"
+    (place,) = rule["fromHeaders"]
+
+    def claims(token: str, keys: str) -> Json:
+        names: Json = {"jwt": jwt, "request": SimpleNamespace(headers={place["name"]: token})}
+        exec(program.replace(address, keys), names)
+        return dict(names["claims"])
+
+    good = assertion(browser, rule)
+    browser.host = "other.example"
+    with site_of(browser) as site:
+        keys = site + urlsplit(address).path
+        assert claims(good, keys)["sub"] == "alice@example.com"
+        for bad in (assertion(browser, rule), good[:-8] + "A" * 8):
+            with pytest.raises(jwt.InvalidTokenError):
+                claims(bad, keys)
 
 
 @pytest.mark.parametrize("page", PAGES)
