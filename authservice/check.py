@@ -62,7 +62,8 @@ class CheckRequest(msgspec.Struct, frozen=True):
     with its port when one was sent; empty when unknown. ``client`` is the client's address as
     far as trusted proxies tell it, for logs only. ``forwarded`` says that the check came from a
     trusted proxy, whose ``X-Forwarded-*`` headers are believed; ``doubtful`` that the target might be
-    two, a gateway's and one that a client sent. ``demands`` is the
+    two, a gateway's and one that a client sent; ``hearsay`` that the host might be a client's own word, good
+    enough for the way back to a page and for nothing else. ``demands`` is the
     query of the check itself, in the one dialect in which it may narrow who passes.
     """
 
@@ -76,6 +77,7 @@ class CheckRequest(msgspec.Struct, frozen=True):
     dialect: str
     forwarded: bool = False
     doubtful: bool = False
+    hearsay: bool = False
     demands: str = ""
 
     def header(self, name: str) -> str:

@@ -202,6 +202,7 @@ class AuthRequestDialect:
             dialect=self.name,
             forwarded=forwarded,
             doubtful=_might_be_two(target),
+            hearsay=bool(told_host) and not self._needs_original,
             demands=demands,
         )
 
@@ -298,7 +299,8 @@ def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
 
     ``X-Original-URI`` is a path with query, ``X-Original-URL`` an absolute address. Only one of
     the two may be there, and ``X-Forwarded-Uri`` besides must say the same: another one would be the
-    client's own. Raises `errors.Misdirected`.
+    client's own. It tells no host, so beside it an address has to be at the one that was asked: a gateway that
+    tells ``X-Forwarded-Uri`` passes a client's ``X-Original-URL`` on. Raises `errors.Misdirected`.
     """
     given = [name for name in ("x-original-uri", "x-original-url") if name in headers]
     if len(given) > 1:
@@ -318,6 +320,8 @@ def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:
         value = value.partition("://")[2][len(host):] or "/"
     if headers.get("x-forwarded-uri", value).strip() != value:
         raise Misdirected(f"X-Forwarded-Uri and {name} tell different addresses")
+    if host and "x-forwarded-uri" in headers and host.lower() != headers.get("host", "").lower():
+        raise Misdirected("X-Forwarded-Uri is there, and X-Original-URL names another host")
     return _target(value, name), scheme, host
 
 

@@ -24,6 +24,8 @@ MAX_USER_ID = 255  # characters (OpenID Connect Core 1.0 §2, "sub")
 MAX_GROUPS = 10_000
 MAX_GROUP = 1024  # characters of one group's name
 MAX_HEADER = 16 * 1024  # bytes of one header's value
+MOST_JOINTS = 5
+"""Dashes and underscores in the name of a header that nobody else may send: each doubles its spellings."""
 
 
 class AuthMethod(str, Enum):
@@ -316,6 +318,7 @@ def _pieces(replacement: str, pattern: Any) -> list[str | int]:
     return [piece for piece in pieces if piece != ""]
 
 
+_JOINT = re.compile("[-_]")
 _VISIBLE = "".join(chr(code) for code in range(0x20, 0x7F) if chr(code) != "%")
 _VISIBLE_IN_GROUPS = _VISIBLE.replace(",", "")
 _PLAIN_VALUE = re.compile(r"[!-$&-~](?:[ -$&-~]*[!-$&-~])?")
@@ -422,12 +425,23 @@ class IdentityHeaders:
 
 
 def other_spellings(names: Iterable[str]) -> tuple[str, ...]:
-    """Names that an application behind CGI or WSGI takes for these: underscores for dashes and
+    """Names that an application behind CGI or WSGI takes for these: each dash may be an underscore and
     the reverse, in both cases for gateways that compare exactly. Never one of the names themselves
     (in lower case), for in Envoy removal wins over setting whatever the case."""
     names = tuple(names)
-    spellings = dict.fromkeys(
-        spelling for name in names for spelling in (name.replace("-", "_"), name.replace("_", "-"))
-    )
+    spellings = dict.fromkeys(spelling for name in names for spelling in _spellings(name))
     others = [spelling for spelling in spellings if spelling not in names]
     return tuple(case for spelling in others for case in (spelling, spelling.upper()))
+
+
+def has_too_many_spellings(name: str) -> bool:
+    """Whether a header's name has more than `MOST_JOINTS` dashes and underscores."""
+    return len(_JOINT.findall(name)) > MOST_JOINTS
+
+
+def _spellings(name: str) -> list[str]:
+    first, *words = _JOINT.split(name)
+    found = [first]
+    for word in words:
+        found = [f"{before}{joint}{word}" for before in found for joint in "-_"]
+    return found

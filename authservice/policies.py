@@ -10,7 +10,7 @@ import fcntl
 import logging
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from authservice.policy.compile import PolicySet, compile
 from authservice.policy.current import Policies
 from authservice.policy.outputs import output_problems
 from authservice.policy.read import files_of, read
-from authservice.policy.resources import Place, PolicyErrors, RequestAuthentication
+from authservice.policy.resources import JwtRule, Place, PolicyErrors, RequestAuthentication
 from authservice.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ def load(settings: Settings) -> PolicySet:
         raise PolicyErrors([(Place(str(path), 1), "there is no policy here, so that everything would be allowed")])
     named = named_workloads(settings.policy_workloads)
     trusts = bool(settings.trusted_proxies)
-    rules = (rule for one in resources if isinstance(one, RequestAuthentication) for rule in one.rules)
-    clashes = output_problems(rules, settings.told_headers)
+    rules = [rule for one in resources if isinstance(one, RequestAuthentication) for rule in one.rules]
+    clashes = [*output_problems(rules, settings.told_headers), *_own_tokens(rules, settings)]
     try:
         compiled = compile(
             resources,
@@ -117,6 +117,15 @@ def load(settings: Settings) -> PolicySet:
     if clashes:
         raise PolicyErrors(clashes)
     return compiled
+
+
+def _own_tokens(rules: Iterable[JwtRule], settings: Settings) -> Iterator[tuple[Place, str]]:
+    """An application that was told who somebody is, in an assertion, must not become them before all others."""
+    if settings.upstream_assertion_header:
+        for rule in rules:
+            if rule.issuer == settings.assertion_issuer:
+                place = Place(rule.place.file, rule.place.line, f"{rule.place.field}.issuer")
+                yield place, f"{rule.issuer} is this service, whose assertions log nobody in"
 
 
 def named_workloads(text: str) -> workloads.Workloads:

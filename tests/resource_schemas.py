@@ -3,6 +3,7 @@ ingress-nginx take. Every object in them is closed, so that a misspelt field is 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
 FOLDER = Path(__file__).parent / "data" / "schemas"
+DOCS = Path(__file__).parent.parent / "docs"
 PROJECTS = ("istio", "gateway-api", "envoy-gateway", "emissary", "traefik")
 
 
@@ -66,6 +68,13 @@ def problems_of(document: Mapping[str, Any]) -> list[str]:
         schema["required"] = ["apiVersion", "kind", "spec"]
     spec = SPECS[f"{document['apiVersion']}/{document['kind']}"]
     return problems(document, schema) + problems(document.get("spec"), spec)
+
+
+def resources_of(page: str) -> list[dict[str, Any]]:
+    """The resources that a page below docs/ shows, those in lists, too."""
+    found = re.findall(r"^( *)```yaml\n(.*?)^ *```$", (DOCS / f"{page}.md").read_text("utf-8"), re.M | re.S)
+    texts = ["".join(line.removeprefix(indent) for line in text.splitlines(True)) for indent, text in found]
+    return [one for text in texts if "apiVersion:" in text for one in yaml.safe_load_all(text)]
 
 
 def objects(node: Any) -> Iterator[Mapping[str, Any]]:

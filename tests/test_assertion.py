@@ -292,6 +292,27 @@ def test_two_replicas_say_the_same(
         assert published(browser) == published(other)
 
 
+def test_no_client_chooses_whom_it_is_for(make_browser: Callable[..., Browser]) -> None:
+    """A page may send what it likes to its own host, and its server sees the answer."""
+
+    def audience(browser: Browser, **headers: Any) -> str | None:
+        answer = browser.get("/oauth2/auth", **headers)
+        assert answer.status == 202 and answer.header("kubeflow-userid") == "alice@example.com"
+        return verified(assertion(answer), published(browser))["aud"] if assertion(answer) else None
+
+    compat = make_browser(**SET, OAUTH2_PROXY_COMPAT="true", GATEWAY="envoy,nginx")
+    compat.log_in()
+    other: Any = {"X_Original_URL": "https://other.example/app", "X_Original_Method": "GET"}
+    told: Any = {"X_Forwarded_Uri": "/app"}
+    assert audience(compat) == audience(compat, **told) == audience(compat, **told, **other) == "app.example"
+    assert audience(compat, **other) is None
+    assert compat.get("/authservice/verify", **told, **other).status == 403
+
+    named = make_browser(**SET, OAUTH2_PROXY_COMPAT="true", UPSTREAM_ASSERTION_AUDIENCE="us")
+    named.log_in()
+    assert audience(named, **other) == "us"
+
+
 @pytest.mark.parametrize("gateway", ["traefik", "caddy"])
 def test_traefik_and_caddy_get_an_empty_one_for_nobody(make_browser: Callable[..., Browser], gateway: str) -> None:
     browser = make_browser(**SET, GATEWAY=gateway, SKIP_AUTH_URLS="/public")

@@ -69,7 +69,8 @@ def test_the_schema_of_its_api_accepts_it(document: dict[str, Any]) -> None:
 
 
 def test_every_schema_is_used_and_closed() -> None:
-    used = {f"{document['apiVersion']}/{document['kind']}" for _, document in DOCUMENTS}
+    shown = resource_schemas.resources_of("gateways/istio")
+    used = {f"{one['apiVersion']}/{one['kind']}" for one in (*(document for _, document in DOCUMENTS), *shown)}
     assert used == set(SPECS)
     for schema in (*SPECS.values(), ANNOTATIONS, CONTROLLER, COMPOSE):
         for part in resource_schemas.objects(schema):

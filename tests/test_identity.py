@@ -20,6 +20,7 @@ from authservice.identity import (
     MAX_GROUPS,
     MAX_HEADER,
     MAX_USER_ID,
+    MOST_JOINTS,
     AuthMethod,
     ClaimRules,
     Identity,
@@ -429,6 +430,30 @@ class TestRender:
             *("kubeflow_userid", "KUBEFLOW_USERID", "kubeflow_groups", "KUBEFLOW_GROUPS"),
             *("auth_method", "AUTH_METHOD"),
         }
+
+    def test_h03_each_dash_may_be_an_underscore(self) -> None:
+        _, removed = IdentityHeaders("X-Auth_User-Id", "", "").render(person())
+        every = {f"x{one}auth{other}user{third}id" for one in "-_" for other in "-_" for third in "-_"}
+        others = every - {"x-auth_user-id"}
+        assert set(removed) == {*others, *map(str.upper, others)} and len(others) == 7
+
+    @patiently
+    @given(st.data(), st.lists(st.text("aZ9-_", min_size=1, max_size=12), max_size=4))
+    def test_h03_what_folds_to_one_of_our_names_is_set_or_removed(self, data: st.DataObject, names: list[str]) -> None:
+        def folded(name: str) -> str:
+            return name.lower().replace("_", "-")
+
+        ours = {folded(name): name for name in names if name.count("-") + name.count("_") <= MOST_JOINTS}
+        shown = (*ours.values(), "", "", "")[:3]
+        headers, removed = IdentityHeaders(*shown).render(data.draw(st.sampled_from([None, person()])))
+        told, gone = {name.lower() for name, _ in headers}, {name.lower() for name in removed}
+        assert not told & gone
+        for name in filter(None, shown):
+            flips = data.draw(st.lists(st.booleans(), min_size=len(name), max_size=len(name)))
+            forged = "".join(
+                "-_"[char == "-"] if flip and char in "-_" else char for char, flip in zip(name, flips, strict=True)
+            )
+            assert forged.lower() in told | gone
 
     def test_b7_without_an_identity_every_spelling_is_removed(self) -> None:
         headers, removed = IdentityHeaders("Kubeflow-UserID", "x_groups", "plain").render(None)

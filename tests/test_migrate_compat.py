@@ -155,6 +155,8 @@ def test_policies_need_the_original_request(
     assert auth(browser, **{**told, "X_Forwarded_Method": "POST"}) == 403
     assert auth(browser, **{**told, "X_Forwarded_Uri": "/other"}) == 403
     assert auth(browser, **told, X_Original_URI="/open/1", X_Original_URL="/open/1") == 403
+    assert auth(browser, **told, X_Original_URL="https://other.example/open/1") == 403
+    assert auth(browser, **told, X_Original_URL="https://app.example/open/1") == 202
 
 
 def test_groups_count_before_what_is_demanded(make_browser: MakeBrowser, provider: Any) -> None:

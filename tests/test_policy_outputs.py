@@ -334,6 +334,11 @@ class TestProblems:
         (problem,) = self.problems(outputClaimToHeaders=claims)
         assert problem.endswith("outputClaimToHeaders[1].header: x_mail is set by this rule already")
 
+    def test_nor_one_of_more_spellings_than_can_be_taken_off(self) -> None:
+        assert self.problems(outputPayloadToHeader="a-b_c-d_e-f") == []
+        (problem,) = self.problems(outputPayloadToHeader="a-b_c-d_e-f-g")
+        assert problem.endswith("a-b_c-d_e-f-g has more than 5 dashes, and so too many spellings to be taken off")
+
     def test_everything_else_is_fine(self) -> None:
         assert self.problems(outputPayloadToHeader="x-jwt-payload", outputClaimToHeaders=[MAIL]) == []
         assert self.problems() == []

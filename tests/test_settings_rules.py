@@ -35,6 +35,7 @@ ASSERTION = {
     "SECRET_KEYS": "a-key-of-our-own-that-nobody-knows",
     "REDIRECT_URL": "https://h.example/cb",
 }
+OURS = "https://h.example/authservice"
 
 # --- keys ------------------------------------------------------------------------------------
 
@@ -111,6 +112,8 @@ def test_private_key_jwt_needs_a_private_key() -> None:
         ({"GROUPS_HEADER": "X-Token", "ID_TOKEN_HEADER": "x-token"}, "GROUPS_HEADER"),
         ({"USERID_HEADER": "Host"}, "USERID_HEADER"),
         ({"UPSTREAM_HEADERS": '{"Kubeflow_UserID": "sub"}'}, "UPSTREAM_HEADERS"),
+        ({"UPSTREAM_HEADERS": '{"X-1-2-3-4_5_6": "sub"}'}, "UPSTREAM_HEADERS"),
+        ({"USERID_HEADER": "x-1-2-3-4_5_6"}, "USERID_HEADER"),
         ({"UPSTREAM_HEADERS": '{"authorization": "sub"}'}, "UPSTREAM_HEADERS"),
         ({"UPSTREAM_HEADERS": '{"X-Forwarded-For": "sub"}'}, "UPSTREAM_HEADERS"),
         ({"UPSTREAM_HEADERS": '{"X-Token": "sub"}', "AUTH_HEADER": "x_token"}, "UPSTREAM_HEADERS"),
@@ -130,6 +133,8 @@ def test_private_key_jwt_needs_a_private_key() -> None:
         ({**ASSERTION, "REDIRECT_URL": "/cb"}, "UPSTREAM_ASSERTION_HEADER"),
         ({**ASSERTION, "REDIRECT_URL": "https://h.example/authservice/jwks.json"}, "REDIRECT_URL"),
         ({**ASSERTION, "VERIFY_AUTH_URL": "/authservice/jwks.json"}, "VERIFY_AUTH_URL"),
+        ({**ASSERTION, "OIDC_PROVIDER": OURS}, "OIDC_PROVIDER"),
+        ({**ASSERTION, "BEARER_ISSUERS": f'[{{"issuer": "{OURS}", "audiences": ["a"]}}]'}, "BEARER_ISSUERS"),
         ({"UPSTREAM_ACCESS_TOKEN_HEADER": "kubeflow_groups"}, "UPSTREAM_ACCESS_TOKEN_HEADER"),
         ({"UPSTREAM_ACCESS_TOKEN_HEADER": "cookie"}, "UPSTREAM_ACCESS_TOKEN_HEADER"),
         ({"UPSTREAM_ID_TOKEN_HEADER": "X-T", "UPSTREAM_HEADERS": '{"x_t": "sub"}'}, "UPSTREAM_ID_TOKEN_HEADER"),
@@ -242,6 +247,7 @@ def test_settings_that_contradict_each_other(environ: dict[str, str], name: str)
         {**ASSERTION, "UPSTREAM_ASSERTION_AUDIENCE": "https://apps.example"},
         {"REDIRECT_URL": "/authservice/jwks.json"},
         {"UPSTREAM_HEADERS": "oauth2-proxy"},
+        {"USERID_HEADER": "X-1-2-3_4_5", "AUTH_HEADER": "X-1-2-3-4-5-6"},
         {"UPSTREAM_ID_TOKEN_HEADER": "Authorization", "UPSTREAM_ACCESS_TOKEN_HEADER": "X-Auth-Request-Access-Token"},
         {"UPSTREAM_ACCESS_TOKEN_HEADER": "authorization", "AUTH_HEADER": "X-Session", "ID_TOKEN_HEADER": ""},
         {"UPSTREAM_ACCESS_TOKEN_HEADER": "X-Forwarded-Access-Token"},

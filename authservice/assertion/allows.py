@@ -59,9 +59,10 @@ class Assertions:
 
     def __call__(self, check: CheckRequest, allow: Allow) -> Allow:
         """The same allow with an assertion; nothing changes for nobody in particular, and where the host is
-        unknown, as an assertion for nobody could be shown to everybody. Raises `errors.IdentityUnusable`."""
+        unknown, as an assertion for nobody could be shown to everybody, and one for whom the client names to
+        them. Raises `errors.IdentityUnusable`."""
         identity = allow.identity
-        audience = self._audience or check.host
+        audience = self._audience or ("" if check.hearsay else check.host)
         if identity is None or not audience or len(audience) > MOST_HOST:
             return allow
         step = int(self._now().timestamp()) // STEP

@@ -94,8 +94,8 @@ class Keys:
         keys = self._known.get(period)
         if keys is None:
             keys = tuple(map(Key.of, self._derive(_PURPOSE + str(period), _MATERIAL)))
-            self._known = {one: known for one, known in self._known.items() if abs(one - period) <= 2}
-            self._known[period] = keys
+            near = {one: known for one, known in self._known.items() if abs(one - period) <= 2}
+            self._known = {**near, period: keys}  # never changed: another thread may be going through it
         return keys
 
 

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from authservice.errors import IdentityUnusable
-from authservice.identity import MAX_HEADER, find_claim, header_value, other_spellings
+from authservice.identity import (
+    MAX_HEADER, MOST_JOINTS, find_claim, has_too_many_spellings, header_value, other_spellings,
+)
 from authservice.policy.resources import JwtRule, Place
 
 _NEVER_SET = frozenset({
@@ -42,6 +44,8 @@ def output_problems(rules: Iterable[JwtRule], taken: Iterable[str]) -> list[tupl
                 sentence = "is a header that gateways and applications go by, and no policy's to set"
             elif normal in seen:
                 sentence = "is set by this rule already"
+            elif has_too_many_spellings(name):
+                sentence = f"has more than {MOST_JOINTS} dashes, and so too many spellings to be taken off"
             seen.add(normal)
             if sentence:
                 place = Place(rule.place.file, rule.place.line, f"{rule.place.field}.{field}")

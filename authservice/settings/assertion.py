@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from authservice.settings.addresses import join_path, path_of
-from authservice.settings.derived import outside
+from authservice.settings.derived import outside, own_issuer
+from authservice.settings.issuers import BearerIssuer
 from authservice.settings.secret import Secret
 
 Lines = Iterator[str]
@@ -39,7 +40,23 @@ def key_set_has_its_path(
             yield f"{name}: {taken} is the path of the keys of UPSTREAM_ASSERTION_HEADER. Takes a path of its own."
 
 
-PROBLEMS: tuple[Callable[..., Lines], ...] = (assertions_have_an_issuer, assertions_have_keys, key_set_has_its_path)
+def assertions_are_no_credentials(
+    upstream_assertion_header: str, redirect_url: str, authservice_url_prefix: str,
+    oidc_provider: str, bearer_issuers: tuple[BearerIssuer, ...],
+) -> Lines:
+    """An application that was told who somebody is must not become them before all others."""
+    if not upstream_assertion_header:
+        return
+    ours = own_issuer(redirect_url, authservice_url_prefix)
+    believed = {"OIDC_PROVIDER": [oidc_provider], "BEARER_ISSUERS": [one.issuer for one in bearer_issuers]}
+    for name, issuers in believed.items():
+        if ours in issuers:
+            yield f"{name}: {ours} is who UPSTREAM_ASSERTION_HEADER is of, and its assertions log nobody in."
+
+
+PROBLEMS: tuple[Callable[..., Lines], ...] = (
+    assertions_have_an_issuer, assertions_have_keys, key_set_has_its_path, assertions_are_no_credentials,
+)
 
 
 def useless_audience(upstream_assertion_audience: str, upstream_assertion_header: str) -> Lines:

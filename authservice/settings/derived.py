@@ -119,7 +119,7 @@ class Settings(Declared):
     @property
     def assertion_issuer(self) -> str:
         """Who assertions are of: our origin and prefix."""
-        return f"{self.outside_scheme}://{self.outside_host}{self.prefix_path.rstrip('/')}"
+        return own_issuer(self.redirect_url, self.authservice_url_prefix)
 
     def sealing_key_material(self) -> list[bytes]:
         """What the service's own keys are derived from, the one that seals first; the same on all
@@ -137,3 +137,9 @@ def outside(redirect_url: str, prefix: str) -> tuple[str | None, str | None]:
         if parts.scheme and parts.netloc:
             return parts.scheme, parts.netloc.lower()
     return None, None
+
+
+def own_issuer(redirect_url: str, prefix: str) -> str:
+    """Who assertions are of, where the settings tell our origin."""
+    scheme, host = outside(redirect_url, prefix)
+    return f"{scheme}://{host}{path_of(prefix).rstrip('/')}"

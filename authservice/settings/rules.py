@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from ipaddress import IPv4Network, IPv6Network
 
+from authservice.identity import MOST_JOINTS, has_too_many_spellings
 from authservice.settings import assertion, compat, policies, redis_rules
 from authservice.settings.addresses import join_path, path_of
 from authservice.settings.derived import outside
@@ -79,6 +80,8 @@ def headers_differ(
             yield f"{name}: {header} already means something in HTTP. Takes a header of its own."
         elif folded in others:
             yield f"{name}: {header} is also {others[folded]}. Takes a header of its own."
+        elif has_too_many_spellings(header):
+            yield f"{name}: {header} has too many spellings to be taken off. Takes a name of at most {MOST_JOINTS} dashes."
         seen.setdefault(folded, name)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from textwrap import indent
 
@@ -30,9 +31,20 @@ WHO = {
     "x-auth-request-groups": ["a,b"],
 }
 TOKENS = ("x-auth-request-access-token", "authorization")
+
+
+def spellings(name: str) -> list[str]:
+    """All that an application behind CGI or WSGI takes for this header, in all cases by turns."""
+    first, *words = name.split("-")
+    found = [first]
+    for word in words:
+        found = [f"{before}{joint}{word}" for before in found for joint in "-_"]
+    return [case(one) for one, case in zip(found, cycle((str.lower, str.title, str.upper)), strict=False)]
+
+
 EVIL = [
     ("Authorization", "Basic ZXZpbA=="),
-    *((spelt, "evil") for name in (*WHO, TOKENS[0]) for spelt in (name, name.title(), name.replace("-", "_").upper())),
+    *((spelt, "evil") for name in (*WHO, TOKENS[0]) for spelt in spellings(name)),
 ]
 
 Change = tuple[str, bool]
