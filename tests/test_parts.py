@@ -122,9 +122,9 @@ class Readers:
         for piece in pieces:
             if not wire.is_closing():
                 protocol.data_received(piece)
-            while serving.tasks:
+            while serving.tasks or protocol._resting:
                 await asyncio.gather(*serving.tasks)
-                await asyncio.sleep(0)  # their callbacks
+                await asyncio.sleep(0)  # their callbacks, and on a busy machine another turn
         protocol.connection_lost(None)
 
     def in_gunicorn(self, data: bytes) -> list[RequestParts]:
