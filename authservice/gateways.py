@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from authservice.check import CheckRequest, RequestParts, names_a_demand
+from authservice.check import AUTH_REQUEST, CheckRequest, RequestParts, names_a_demand
 from authservice.errors import Misdirected, NotSent
 from authservice.trust import Trust, scheme_told
 from authservice.urls import canonical_path
@@ -163,12 +163,12 @@ class ForwardAuthDialect:
 class AuthRequestDialect:
     """oauth2-proxy's ``auth``: is this person logged in, and does the check's own query let them pass?
 
-    No path is open here, whatever headers say: many a configuration made for oauth2-proxy sends no header that
-    tells the original path, and then a client's own would. Where rules look at path or method
+    Nothing is open here to whoever is not logged in, whatever headers say: many a configuration made for oauth2-proxy
+    sends no header that tells the original path, and then a client's own would. Where rules look at path or method
     (``needs_original``), both must be told, as nginx tells them.
     """
 
-    name = "oauth2-proxy"
+    name = AUTH_REQUEST
     style = ACCEPTED
 
     def __init__(self, trust: Trust, *, needs_original: bool) -> None:

@@ -146,7 +146,7 @@ def test_policies_need_the_original_request(
         POLICY_ALLOWS_ANONYMOUS=anonymous,
     )
     told = {"X_Forwarded_Uri": "/open/1", "X_Forwarded_Method": "GET"}
-    assert auth(browser, **told) == (202 if anonymous == "true" else 401)
+    assert auth(browser, **told) == 401
     assert auth(browser, "?allowed_groups=a", **told) == 401
     browser.log_in()
     assert auth(browser) == 403
@@ -155,6 +155,51 @@ def test_policies_need_the_original_request(
     assert auth(browser, **{**told, "X_Forwarded_Method": "POST"}) == 403
     assert auth(browser, **{**told, "X_Forwarded_Uri": "/other"}) == 403
     assert auth(browser, **told, X_Original_URI="/open/1", X_Original_URL="/open/1") == 403
+
+
+@pytest.mark.parametrize("with_policy", [True, False])
+def test_nothing_that_is_told_lets_somebody_pass_without_a_login(
+    with_policy: bool, make_browser: MakeBrowser, tmp_path: Path
+) -> None:
+    """nginx passes a client's own headers on where its configuration does not set them."""
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    policy = {"POLICY_PATH": str(tmp_path / "policy.yaml"), "POLICY_ALLOWS_ANONYMOUS": "true"}
+    browser = make_browser(
+        OAUTH2_PROXY_COMPAT="true",
+        GATEWAY="nginx",
+        ALLOW_CORS_PREFLIGHT="true",
+        SKIP_AUTH_URLS="/public/",
+        **(policy if with_policy else {}),
+    )
+    preflight = {"Origin": "https://evil.example", "Access_Control_Request_Method": "GET"}
+    for target in ("/open/1", "/public/x"):
+        for method in ("GET", "OPTIONS"):
+            told = {"X_Forwarded_Uri": target, "X_Forwarded_Method": method}
+            assert auth(browser, **told) == auth(browser, **told, **preflight) == 401
+            told = {"X_Original_URI": target, "X_Original_Method": method}
+            assert auth(browser, **told) == auth(browser, **told, **preflight) == 401
+
+
+@pytest.mark.parametrize(
+    "query,status",
+    [
+        ("?allowed_emails=boss@example.com", 403),
+        ("?allowed_emails=ann@corp.example", 403),
+        ("?allowed_emails=boss@example.com,ann@corp.example", 202),
+        ("?allowed_email_domains=example.com", 403),
+        ("?allowed_email_domains=corp.example", 403),
+        ("?allowed_email_domains=example.com&allowed_email_domains=*.corp.example,corp.example", 202),
+        ("?allowed_email_domains=*corp.example,*example.com", 403),
+    ],
+)
+def test_an_address_that_people_may_write_themselves_is_not_enough(
+    query: str, status: int, make_browser: MakeBrowser, provider: Any
+) -> None:
+    """With oidc_email_claim=upn, oauth2-proxy never looks at the claim email."""
+    provider.claims = {**provider.claims, "upn": "ann@corp.example", "email": "boss@example.com"}
+    browser = make_browser(OAUTH2_PROXY_COMPAT="true", USERID_CLAIM="upn")
+    browser.log_in()
+    assert auth(browser, query) == status
 
 
 def test_groups_count_before_what_is_demanded(make_browser: MakeBrowser, provider: Any) -> None:
