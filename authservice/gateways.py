@@ -242,6 +242,7 @@ class Gateways:
         self._below_verify = own.verify + "/"
         self._own_prefix = own.forward_auth.rpartition("/")[0] + "/"
         self._auth = AuthRequestDialect(trust, needs_original=auth_needs_original)
+        self._auth_paths = own.auth | {f"{path}/" for path in own.auth}
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout", **own.further}
 
     def door(self, parts: RequestParts) -> str | None:
@@ -266,7 +267,7 @@ class Gateways:
                 return self._verify
             if self._forward_auth is not None and path == self._own.forward_auth:
                 return self._forward_auth
-            if path in self._own.auth:
+            if path in self._auth_paths:
                 return self._auth
         elif _behind(parts.target or "", self._own.verify):
             return self._verify
@@ -280,9 +281,9 @@ class Gateways:
         """Whether a check on one of our own paths, which are open, is really one about another path: by a
         gateway whose dialect was not chosen, or on a misspelt endpoint. Taken for Envoy's it would let
         everybody pass."""
-        if path == f"{self._own_prefix}auth":
-            return True  # oauth2-proxy's, without OAUTH2_PROXY_COMPAT
-        return path == self._own.forward_auth or not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
+        if path.rstrip("/") in (f"{self._own_prefix}auth", self._own.forward_auth):
+            return True  # the first one is oauth2-proxy's, without OAUTH2_PROXY_COMPAT
+        return not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
 
 
 def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:

@@ -71,6 +71,33 @@ def test_auth_says_202_with_the_identity_and_401_without_a_redirect(
         assert answer.header("kubeflow-userid") and answer.all("Set-Cookie") == []
 
 
+@pytest.mark.parametrize("compat", ["true", "false"])
+@pytest.mark.parametrize("prefix", ["/oauth2/", "/authservice/"])
+def test_no_spelling_of_its_path_makes_a_check_an_open_page_of_ours(
+    prefix: str, compat: str, make_browser: MakeBrowser
+) -> None:
+    """Below our own prefix, Envoy's checks pass: what any other gateway asks there must not be taken for one."""
+    browser = make_browser(
+        OAUTH2_PROXY_COMPAT=compat,
+        GATEWAY="envoy,nginx",
+        AUTHSERVICE_URL_PREFIX=prefix,
+        REDIRECT_URL=f"{prefix}callback",
+    )
+    for port in PORTS:
+        for path in ("auth", "auth/", "/auth", "%61uth", "auth%2f", "./auth", "x/../auth", "auth;x", "auth//"):
+            for query in ("", "?allowed_groups=staff"):
+                answer = browser.send("GET", f"{prefix}{path}{query}", port=port)
+                assert answer.status >= 300, (port, path, query)
+        assert browser.send("GET", f"/{prefix}auth", port=port).status >= 300
+        assert browser.send("GET", f"{prefix}forward-auth/", port=port).status >= 300
+
+
+def test_a_slash_at_the_end_asks_the_same(logged_in: Browser) -> None:
+    for port in PORTS:
+        for query, status in (("", 202), ("?allowed_groups=staff", 202), ("?allowed_groups=other", 403)):
+            assert logged_in.send("GET", f"/oauth2/auth/{query}", port=port).status == status
+
+
 @pytest.mark.parametrize(
     "query,status",
     [
