@@ -14,7 +14,7 @@ from authservice.authz import Authorizer, Granted, external
 from authservice.authz.demands import DemandsAuthorizer
 from authservice.authz.groups import EVERYBODY, GroupsAuthorizer
 from authservice.authz.policy import PolicyAuthorizer
-from authservice.check import CheckRequest
+from authservice.check import AUTH_REQUEST, CheckRequest
 from authservice.outbound import Http
 from authservice.policy.current import Policies
 from authservice.settings import Settings
@@ -37,13 +37,14 @@ def build(settings: Settings, policies: Policies | None, trust: Trust, now: Call
     asked: tuple[Authorizer | None, ...] = (groups, demands, policy, _external(settings, now))
     return Authorizers(
         [one for one in asked if one is not None],
-        _unless_demanded(policy) if policy is not None and settings.policy_allows_anonymous else None,
+        _where_the_path_is_sure(policy) if policy is not None and settings.policy_allows_anonymous else None,
     )
 
 
-def _unless_demanded(policy: PolicyAuthorizer) -> Callable[[CheckRequest], Granted | None]:
-    """A check that demands something of a person is not for nobody in particular."""
-    return lambda check: None if check.demands else policy.admits_anonymous(check)
+def _where_the_path_is_sure(policy: PolicyAuthorizer) -> Callable[[CheckRequest], Granted | None]:
+    """oauth2-proxy's ``auth`` is for people: many a configuration made for it sends no header that tells the path,
+    and then a client's own would open every page to nobody in particular."""
+    return lambda check: None if check.dialect == AUTH_REQUEST else policy.admits_anonymous(check)
 
 
 def _policy(settings: Settings, policies: Policies, trust: Trust) -> PolicyAuthorizer:

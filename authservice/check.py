@@ -94,6 +94,10 @@ def _folded(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+AUTH_REQUEST = "oauth2-proxy"
+"""The dialect of oauth2-proxy's ``auth``. What it tells of the original request a client may have sent itself, so
+nothing of that lets anybody pass who is not logged in."""
+
 DEMANDS = ("allowed_groups", "allowed_emails", "allowed_email_domains")
 """The parameters with which `CheckRequest.demands` narrows who passes."""
 

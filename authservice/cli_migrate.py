@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,14 @@ from pathlib import Path
 
 from authservice.migrate.oauth2_proxy import POLICY_PATH, migrate
 from authservice.migrate.options import Options, OptionsError, from_environment, from_file, from_flags
-from authservice.migrate.plan import Kind, Plan, Setting
+from authservice.migrate.plan import Kind, Plan
 from authservice.settings import examine
 from authservice.terminal import carried_out, shown
 
 OK, NOT_ALL, USAGE = 0, 1, 2
 
+_AS_IT_IS = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")
+"""What JSON takes as it is, and YAML does not."""
 _PLACEHOLDER = "0123456789abcdef0123456789abcdef"
 
 
@@ -80,6 +83,8 @@ def _oauth2_proxy(arguments: argparse.Namespace, environ: Mapping[str, str]) -> 
         if arguments.env:
             options.add(from_environment(environ))
         options.add(from_flags(arguments.flags))
+        if "config" in options and not arguments.file:
+            raise OptionsError("--config names a file whose options are not here: give it as FILE, too")
         plan = migrate(options, gateway=arguments.gateway, policy_path=policy_path)
         written = _write_policy(arguments.policy, plan.policy)
     except OptionsError as error:
@@ -145,22 +150,25 @@ def _kubernetes(plan: Plan, secrets: bool) -> Iterator[str]:
     hidden = [setting for setting in settings if setting.secret]
     if hidden:
         yield "---"
-        yield from _resource("Secret", "authservice", "stringData", _hidden(hidden, secrets))
+        # Without their values nothing starts; a value that stands for one would be known to everybody.
+        told = [(one.name, one.value) for one in hidden if secrets]
+        yield from _resource("Secret", "authservice", "stringData", told)
+        yield from (f"  # {one.name}: …  (a secret; --secrets prints it)" for one in hidden if not secrets)
     if plan.policy:
         yield "---"
         name = plan.settings["POLICY_PATH"].value.rpartition("/")[2]
         yield from _resource("ConfigMap", "authservice-policies", "data", [(name, plan.policy)])
 
 
-def _hidden(settings: list[Setting], secrets: bool) -> list[tuple[str, str]]:
-    return [(one.name, one.value if secrets else "(--secrets prints it)") for one in settings]
-
-
 def _resource(kind: str, name: str, field: str, pairs: list[tuple[str, str]]) -> Iterator[str]:
-    """A JSON text is a YAML one as well."""
-    yield f"apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n{field}:"
+    """A JSON text is a YAML one as well, save for what YAML wants escaped."""
+    yield f"apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n{field}:{'' if pairs else ' {}'}"
     for key, value in pairs:
-        yield f"  {key}: {json.dumps(value, ensure_ascii=False)}"
+        yield f"  {key}: {_AS_IT_IS.sub(_escaped, json.dumps(value, ensure_ascii=False))}"
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return f"\\u{ord(character[0]):04x}"
 
 
 def _about(plan: Plan, missing: list[str], *, show_policy: bool) -> Iterator[str]:
@@ -172,7 +180,7 @@ def _about(plan: Plan, missing: list[str], *, show_policy: bool) -> Iterator[str
         notes = [note for note in plan.notes if note.kind is kind]
         if notes:
             yield f"\n# {kind.value}:"
-            yield from (f"#   {note.options}: {shown(note.text)}" for note in notes)
+            yield from (f"#   {shown(note.options)}: {shown(note.text)}" for note in notes)
     if missing:
         yield "\n# What `authservice check-config` says of these settings:"
         yield from (f"#   {shown(line)}" for line in missing)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qs
 
 from flask import Response, request
+from msgspec.structs import replace
 
 from authservice.account import Account, described
 from authservice.browsers import Browsers, redirect, wants_page
@@ -29,7 +30,8 @@ Door = Callable[[], Response]
 @dataclass(frozen=True, slots=True)
 class Compat:
     """``answer`` judges a check. ``after`` judges where a logout may lead; it gives nothing for what it
-    refuses. ``session_path`` is the page on which a person ends their session."""
+    refuses. ``auth_path`` is where checks are asked, and ``session_path`` the page on which a person ends
+    their session."""
 
     answer: Callable[[RequestParts], Reply]
     log_in: Door
@@ -38,6 +40,7 @@ class Compat:
     browsers: Browsers
     after: ReturnAddresses
     readiness: Readiness
+    auth_path: str
     session_path: str
 
     def doors(self) -> Mapping[str, Door]:
@@ -51,8 +54,11 @@ class Compat:
         }
 
     def auth(self) -> Response:
-        """A check that came to the site port."""
-        return response(self.answer(parts_of(request.environ)))
+        """A check that came to the site port. It is one however its path was spelt: taken for another path of ours,
+        it would let everybody pass."""
+        parts = parts_of(request.environ)
+        query = (parts.target or "").partition("?")[2]
+        return response(self.answer(replace(parts, target=f"{self.auth_path}?{query}")))
 
     def sign_out(self) -> Response:
         """Ends the session where the browser proves that it is meant; else leads to the page where people

@@ -29,7 +29,7 @@ from authservice.pages import Pages
 from authservice.sessions.directory import Directory
 from authservice.sessions.live import Sessions
 from authservice.settings import Settings
-from authservice.settings.compat import ENDPOINTS
+from authservice.settings.compat import ENDPOINTS, FOLDER
 from authservice.site import Site, SiteRules
 from authservice.trust import Trust
 from authservice.urls import ReturnAddresses
@@ -135,6 +135,7 @@ def _compat(
             settings.outside_scheme, settings.outside_host, settings.allowed_redirect_hosts, default=""
         ),
         readiness=parts.readiness,
+        auth_path=f"{FOLDER}/auth",
         session_path=settings.session_path,
     )
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from authservice.check import CheckRequest, RequestParts, names_a_demand
+from authservice.check import AUTH_REQUEST, CheckRequest, RequestParts, names_a_demand
 from authservice.errors import Misdirected, NotSent
 from authservice.trust import Trust, scheme_told
 from authservice.urls import canonical_path
@@ -166,12 +166,12 @@ class ForwardAuthDialect:
 class AuthRequestDialect:
     """oauth2-proxy's ``auth``: is this person logged in, and does the check's own query let them pass?
 
-    No path is open here, whatever headers say: many a configuration made for oauth2-proxy sends no header that
-    tells the original path, and then a client's own would. Where rules look at path or method
+    Nothing is open here to whoever is not logged in, whatever headers say: many a configuration made for oauth2-proxy
+    sends no header that tells the original path, and then a client's own would. Where rules look at path or method
     (``needs_original``), both must be told, as nginx tells them.
     """
 
-    name = "oauth2-proxy"
+    name = AUTH_REQUEST
     style = ACCEPTED
 
     def __init__(self, trust: Trust, *, needs_original: bool) -> None:
@@ -247,6 +247,7 @@ class Gateways:
         self._below_verify = own.verify + "/"
         self._own_prefix = own.forward_auth.rpartition("/")[0] + "/"
         self._auth = AuthRequestDialect(trust, needs_original=auth_needs_original)
+        self._auth_paths = own.auth | {f"{path}/" for path in own.auth}
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout", **own.further}
         # How every path begins that might be asked about otherwise than Envoy asks.
         self._beginnings = (own.verify, own.forward_auth, self._own_prefix[:-1], *own.auth)
@@ -275,7 +276,7 @@ class Gateways:
                 return self._verify
             if self._forward_auth is not None and path == self._own.forward_auth:
                 return self._forward_auth
-            if path in self._own.auth:
+            if path in self._auth_paths:
                 return self._auth
         elif _behind(parts.target or "", self._own.verify):
             return self._verify
@@ -289,9 +290,9 @@ class Gateways:
         """Whether a check on one of our own paths, which are open, is really one about another path: by a
         gateway whose dialect was not chosen, or on a misspelt endpoint. Taken for Envoy's it would let
         everybody pass."""
-        if path == f"{self._own_prefix}auth":
-            return True  # oauth2-proxy's, without OAUTH2_PROXY_COMPAT
-        return path == self._own.forward_auth or not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
+        if path.rstrip("/") in (f"{self._own_prefix}auth", self._own.forward_auth):
+            return True  # the first one is oauth2-proxy's, without OAUTH2_PROXY_COMPAT
+        return not TELL_THE_ORIGINAL.isdisjoint(parts.headers)
 
 
 def original_uri(headers: Mapping[str, str]) -> tuple[str, str | None, str]:

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 
 from authservice.authn import Authenticator
 from authservice.authz import Authorizer, Granted, Refusal
-from authservice.check import Allow, CheckRequest, Decision, Deny, Login, Reach, Remark
+from authservice.check import AUTH_REQUEST, Allow, CheckRequest, Decision, Deny, Login, Reach, Remark
 from authservice.errors import AuthServiceError, Refused
 from authservice.identity import Identity, IdentityHeaders
 from authservice.urls import PathPrefixes, ReturnAddresses
@@ -133,9 +133,11 @@ class Pipeline:
 
 
 def is_preflight(check: CheckRequest) -> bool:
-    """A true CORS preflight: OPTIONS with both headers that make it one (Fetch §4.8)."""
+    """A true CORS preflight: OPTIONS with both headers that make it one (Fetch §4.8). None on oauth2-proxy's ``auth``,
+    to which a client may have told the method itself."""
     return (
         check.method == "OPTIONS"
+        and check.dialect != AUTH_REQUEST
         and check.header("origin") != ""
         and check.header("access-control-request-method") != ""
     )

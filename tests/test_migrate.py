@@ -13,7 +13,16 @@ import pytest
 from authservice.cli import main
 from authservice.migrate.listed import LOST, UNNEEDED
 from authservice.migrate.oauth2_proxy import POLICY_PATH, migrate
-from authservice.migrate.options import LISTS, Options, OptionsError, from_environment, from_file, from_flags
+from authservice.migrate.options import (
+    LISTS,
+    MOST_READ,
+    SWITCHES,
+    Options,
+    OptionsError,
+    from_environment,
+    from_file,
+    from_flags,
+)
 from authservice.migrate.plan import Kind, Plan
 from authservice.migrate.routes import Route, read_route
 from authservice.policy.read import read
@@ -91,8 +100,62 @@ def test_every_way_to_write_a_list() -> None:
         "skip_auth_preflight": ("true",),
         "cookie_secure": ("false",),
     }
-    assert from_environment({"OAUTH2_PROXY_EMAIL_DOMAINS": "a, b"}) == {"email_domains": ("a", "b")}
+    assert from_environment({"OAUTH2_PROXY_EMAIL_DOMAINS": "a,b,"}) == {"email_domains": ("a", "b")}
     assert from_environment({"OAUTH2_PROXY_EXTRA_JWT_ISSUERS": "", "OAUTH2_PROXY_COMPAT": "true"}) == {}
+
+
+def test_a_switch_takes_no_word_and_everything_else_takes_the_next_one() -> None:
+    """As oauth2-proxy's own command line: ``--cookie-secure false`` is on, and a secret may begin with a dash."""
+    assert from_flags("--client-secret -abc --cookie-secure --cookie-expire 1h") == {
+        "client_secret": ("-abc",),
+        "cookie_secure": ("true",),
+        "cookie_expire": ("1h",),
+    }
+    for line in ("--cookie-secure false", "--client-secret"):
+        with pytest.raises(OptionsError) as error:
+            from_flags(line)
+        assert "-abc" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["a, b", " a", "a ,b"])
+def test_blanks_in_a_list_are_an_error(text: str, tmp_path: Path) -> None:
+    """oauth2-proxy compares them as they are, so that ``example.com, *`` lets not everybody pass."""
+    file = tmp_path / "proxy.cfg"
+    file.write_text(f"allowed_groups = {json.dumps(text.split(','))}\n")
+    for read_it in (
+        lambda: from_environment({"OAUTH2_PROXY_ALLOWED_GROUPS": text}),
+        lambda: from_flags(shlex.join([f"--allowed-group={text}"])),
+        lambda: from_file(file),
+    ):
+        with pytest.raises(OptionsError, match="blanks"):
+            read_it()
+
+
+def test_what_kubernetes_tells_of_a_service_is_no_option() -> None:
+    names = ("PORT", "PORT_4180_TCP", "PORT_4180_TCP_ADDR", "SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP")
+    assert from_environment({f"OAUTH2_PROXY_{name}": "10.0.0.1" for name in names}) == {}
+
+
+def test_a_file_that_is_too_large_is_not_read_by_half(tmp_path: Path) -> None:
+    file = tmp_path / "proxy.cfg"
+    file.write_text("#" * MOST_READ + '\nallowed_groups = ["staff"]\n')
+    with pytest.raises(OptionsError, match="larger"):
+        from_file(file)
+    emails = tmp_path / "emails"
+    emails.write_text("#" * (MOST_READ - 14) + "\nann@example.com\n")  # cut off, it would say example.co
+    with pytest.raises(OptionsError, match="larger"):
+        plan_of(email_domains="", authenticated_emails_file=str(emails))
+
+
+def test_a_file_that_the_command_line_names_has_to_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = "--flags=--config=/etc/oauth2-proxy.cfg --email-domain=*"
+    status, out, err = run(capsys, flags)
+    assert (status, out) == (2, "") and "FILE" in err
+    file = tmp_path / "proxy.cfg"
+    file.write_text('allowed_groups = ["staff"]\n')
+    assert "GROUPS_ALLOWLIST=staff" in run(capsys, str(file), flags)[1]
 
 
 @pytest.mark.parametrize(
@@ -257,6 +320,10 @@ def test_a_file_of_addresses_goes_into_the_policy(tmp_path: Path) -> None:
         {"allowed_roles": "admin"},
         {"github_org": "acme"},
         {"google_groups": "a@example.com"},
+        {"google_group": "a@example.com"},
+        {"alpha_config": "/etc/alpha.yaml"},
+        {"alpha_config": "/etc/alpha.yaml", "allowed_groups": "staff"},
+        {"only_on_tuesdays": "true"},
         {"allowed_groups": "*"},
         {"allowed_roles": "admin", "allowed_groups": "staff"},
     ],
@@ -268,9 +335,36 @@ def test_a_restriction_that_cannot_be_said_closes_the_service(options: dict[str,
 
 
 def test_groups_are_carried_over() -> None:
-    plan = plan_of(allowed_groups="a,b", keycloak_groups="/c")
-    assert values(plan)["GROUPS_ALLOWLIST"] == "a,b,/c"
+    plan = plan_of(allowed_groups="a,b")
+    assert values(plan)["GROUPS_ALLOWLIST"] == "a,b"
     assert not lost(plan)
+
+
+@pytest.mark.parametrize("provider,counts", [("oidc", "a"), ("keycloak-oidc", "a"), ("keycloak", "/b")])
+def test_of_two_lists_of_groups_the_provider_looks_at_one(provider: str, counts: str) -> None:
+    plan = plan_of(provider=provider, allowed_groups="a", keycloak_groups="/b")
+    assert values(plan)["GROUPS_ALLOWLIST"] == counts
+
+
+@pytest.mark.parametrize("domain", ["*example.com", "@example.com", "a@example.com", "exa*mple.com"])
+def test_what_oauth2_proxy_takes_for_no_domain_is_none_here(domain: str) -> None:
+    with pytest.raises(OptionsError, match="email_domains"):
+        plan_of(email_domains=domain)
+
+
+def test_a_star_in_the_file_of_addresses_is_no_pattern(tmp_path: Path) -> None:
+    file = tmp_path / "emails"
+    file.write_text('*@example.com\n*\nann@example.com\n"bob@example.com",staff\n')
+    plan = plan_of(email_domains="", authenticated_emails_file=str(file))
+    (rule,) = policy_of(plan, tmp_path)
+    assert rule["when"] == [{"key": "request.auth.claims[email]", "values": ["ann@example.com"]}]
+    assert "authenticated_emails_file" in lost(plan)
+
+
+def test_what_is_closed_lets_nobody_pass() -> None:
+    for given in ({"allowed_roles": "admin"}, {"only_on_tuesdays": "true"}):
+        settings = examine(values(plan_of(**given))).settings
+        assert settings is not None and settings.groups_allowlist == ()
 
 
 @pytest.mark.parametrize(
@@ -344,6 +438,35 @@ def test_what_programs_may_do_without_a_browser() -> None:
         {"issuer": "https://ci.example.com", "audiences": ["x"], "userid_claim": "sub"}
     ]
     assert not examine(settings).problems
+
+
+@pytest.mark.parametrize("entry", ["https://ci.example.com", "https://ci.example.com=", "=x"])
+def test_an_issuer_without_audience_is_an_error(entry: str) -> None:
+    with pytest.raises(OptionsError, match="extra_jwt_issuers"):
+        plan_of(skip_jwt_bearer_tokens="true", extra_jwt_issuers=entry)
+
+
+def test_an_audience_may_have_an_equals_sign() -> None:
+    plan = plan_of(skip_jwt_bearer_tokens="true", extra_jwt_issuers="https://ci.example.com=a=b")
+    (issuer,) = json.loads(values(plan)["BEARER_ISSUERS"])
+    assert (issuer["issuer"], issuer["audiences"]) == ("https://ci.example.com", ["a=b"])
+
+
+def test_algorithms_are_carried_over() -> None:
+    settings = values(plan_of(oidc_enabled_signing_algs="ES256,PS256"))
+    assert settings["OIDC_SIGNING_ALGS"] == "ES256,PS256" and not examine(settings).problems
+    assert examine(values(plan_of(oidc_enabled_signing_algs="HS256"))).problems
+
+
+def test_the_secret_goes_before_its_file(tmp_path: Path) -> None:
+    settings = values(plan_of(client_secret_file="/run/secret"))
+    assert "CLIENT_SECRET" in settings and "CLIENT_SECRET_FILE" not in settings
+
+
+def test_the_address_may_be_the_name_of_the_user() -> None:
+    settings = values(plan_of(upstreams="http://app:80", prefer_email_to_user="true"))
+    told = json.loads(settings["UPSTREAM_HEADERS"])
+    assert told["X-Forwarded-User"] == "email" and "X-Forwarded-Email" not in told
 
 
 def test_endpoints_count_only_without_discovery() -> None:
@@ -431,6 +554,82 @@ def test_every_option_is_accounted_for() -> None:
     assert not set(LOST) & set(UNNEEDED)
 
 
+OPTIONS = """
+acr-values allow-query-semicolons allowed-groups allowed-roles alpha-config api-routes approval-prompt
+auth-logging auth-logging-format auth-request-response-mode authenticated-emails-file azure-graph-group-field
+azure-tenant backend-logout-url banner basic-auth-password bearer-token-login-fallback bitbucket-repository
+bitbucket-team client-id client-secret client-secret-file code-challenge-method config-test
+convert-config-to-alpha cookie-csrf-expire cookie-csrf-per-request cookie-csrf-per-request-limit cookie-domains
+cookie-expire cookie-httponly cookie-name cookie-path cookie-refresh cookie-samesite cookie-secret
+cookie-secret-file cookie-secure custom-sign-in-logo custom-templates-dir display-htpasswd-form email-domains
+encode-state entra-id-allowed-tenants entra-id-federated-token-auth errors-to-info-log exclude-logging-path
+exclude-logging-paths extra-jwt-issuers flush-interval footer force-code-challenge-method force-https
+force-json-errors gcp-healthchecks github-org github-repo github-team github-token github-users gitlab-groups
+gitlab-projects google-admin-api-user-scope google-admin-email google-group google-groups
+google-service-account-json google-target-principal google-use-application-default-credentials
+google-use-organization-id htpasswd-file htpasswd-user-groups http-address https-address
+insecure-oidc-allow-unverified-email insecure-oidc-skip-issuer-verification insecure-oidc-skip-nonce jwt-key
+jwt-key-file keycloak-groups logging-compress logging-filename logging-local-time logging-max-age
+logging-max-backups logging-max-size login-url metrics-address metrics-secure-address metrics-tls-cert-file
+metrics-tls-key-file oidc-audience-claims oidc-email-claim oidc-enabled-signing-algs oidc-extra-audiences
+oidc-groups-claim oidc-issuer-url oidc-jwks-url oidc-public-key-files pass-access-token
+pass-authorization-header pass-basic-auth pass-host-header pass-user-headers ping-path ping-user-agent
+prefer-email-to-user profile-url prompt provider provider-ca-files provider-display-name proxy-prefix
+proxy-websockets pubjwk-url ready-path real-client-ip-header redeem-url redirect-url redis-ca-path
+redis-cluster-connection-urls redis-connection-idle-timeout redis-connection-url redis-insecure-skip-tls-verify
+redis-password redis-sentinel-connection-urls redis-sentinel-master-name redis-sentinel-password
+redis-use-cluster redis-use-sentinel redis-username relative-redirect-url request-id-header request-logging
+request-logging-format resource reverse-proxy scope session-cookie-minimal session-store-type
+set-authorization-header set-basic-auth set-xauthrequest show-debug-on-error signature-key silence-ping-logging
+skip-auth-preflight skip-auth-regex skip-auth-routes skip-auth-strip-headers skip-claims-from-profile-url
+skip-jwt-bearer-tokens skip-oidc-discovery skip-provider-button ssl-insecure-skip-verify
+ssl-upstream-insecure-skip-verify standard-logging standard-logging-format tls-cert-file tls-cipher-suites
+tls-key-file tls-min-version trusted-ips trusted-proxy-ips upstream-timeout upstreams use-system-trust-store
+user-id-claim validate-url version whitelist-domains
+""".replace("-", "_").split()
+"""All of oauth2-proxy's options, by their names in its file."""
+
+_OF_A_KIND = {
+    "authenticated_emails_file": "/does/not/exist", "http_address": "127.0.0.1:1", "metrics_address": ":2",
+    "extra_jwt_issuers": "https://ci.example.com=x", "session_store_type": "redis", "provider": "oidc",
+    "cookie_expire": "1h", "cookie_refresh": "1h", "skip_auth_routes": "^/a$", "upstreams": "http://app:80",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("on", ["true", "false"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {},
+        {"upstreams": "http://app:80", "set_xauthrequest": "true"},
+        {"session_store_type": "redis"},
+        {"session_store_type": "redis", "redis_use_sentinel": "true"},
+        {"session_store_type": "redis", "redis_use_cluster": "true"},
+        {"skip_oidc_discovery": "true", "skip_jwt_bearer_tokens": "true"},
+    ],
+)
+def test_no_option_is_dropped(on: str, beside: dict[str, str]) -> None:
+    """Each becomes a setting, or is told of; alone, and with all others."""
+
+    def seen(found: dict[str, str]) -> tuple[set[str], set[str]]:
+        plan = plan_of(**{**found, **beside})
+        strange = {note.options for note in plan.notes if "Is it spelt right?" in note.text}
+        told = {setting.origin for setting in plan.settings.values()} | {note.options for note in plan.notes}
+        return strange, told
+
+    every = {name: _OF_A_KIND.get(name, on if name in SWITCHES else "x") for name in OPTIONS}
+    assert not seen(every)[0]
+    for name, value in every.items():
+        strange, told = seen({name: value})
+        assert not strange, name
+        if name not in SWITCHES:  # one that is as it is with us needs no word
+            assert any(name in origin for origin in told) or name in _SILENT, name
+
+
+_SILENT = {"keycloak_groups", "user_id_claim", "cookie_secret_file", "code_challenge_method"}
+"""Told of by the name of another option; the last one as the documents say."""
+
+
 # --- what is printed --------------------------------------------------------------------------
 
 
@@ -496,10 +695,31 @@ def test_for_kubernetes_everything_is_a_resource(tmp_path: Path, capsys: pytest.
     config, secret, policies = yaml.safe_load_all(out)
     assert config["data"]["OIDC_PROVIDER"] == MINIMAL["oidc_issuer_url"]
     assert secret["stringData"] == {"CLIENT_SECRET": MINIMAL["client_secret"]}
+    hidden = list(yaml.safe_load_all(run(capsys, f"--flags={flags}", "--format=kubernetes")[1]))[1]
+    assert hidden["stringData"] == {}  # a stand-in would be a secret that everybody knows
     ((name, text),) = policies["data"].items()
     assert config["data"]["POLICY_PATH"].endswith("/" + name)
     (tmp_path / name).write_text(text)
     assert len(read([tmp_path / name])) == 1
+
+
+def test_for_kubernetes_every_character_stays_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    import yaml
+
+    odd = "a\x85b\u2028c\x7fd\ufeffe\N{GRINNING FACE}"
+    flags = shlex.join(f"--{_flag(name)}={value}" for name, value in {**MINIMAL, "client_id": odd}.items())
+    out = run(capsys, f"--flags={flags}", "--format=kubernetes")[1]
+    assert next(yaml.safe_load_all(out))["data"]["CLIENT_ID"] == odd
+
+
+def test_no_name_of_an_option_becomes_a_line_of_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "proxy.cfg"
+    file.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in MINIMAL.items()) + '"x\\nevil=1" = 1\n')
+    for form in ("env", "kubernetes"):
+        out = run(capsys, str(file), f"--format={form}")[1]
+        assert "evil" in out and "\nevil" not in out
 
 
 def test_what_a_start_would_complain_of_is_said(capsys: pytest.CaptureFixture[str]) -> None:

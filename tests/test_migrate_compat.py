@@ -71,6 +71,33 @@ def test_auth_says_202_with_the_identity_and_401_without_a_redirect(
         assert answer.header("kubeflow-userid") and answer.all("Set-Cookie") == []
 
 
+@pytest.mark.parametrize("compat", ["true", "false"])
+@pytest.mark.parametrize("prefix", ["/oauth2/", "/authservice/"])
+def test_no_spelling_of_its_path_makes_a_check_an_open_page_of_ours(
+    prefix: str, compat: str, make_browser: MakeBrowser
+) -> None:
+    """Below our own prefix, Envoy's checks pass: what any other gateway asks there must not be taken for one."""
+    browser = make_browser(
+        OAUTH2_PROXY_COMPAT=compat,
+        GATEWAY="envoy,nginx",
+        AUTHSERVICE_URL_PREFIX=prefix,
+        REDIRECT_URL=f"{prefix}callback",
+    )
+    for port in PORTS:
+        for path in ("auth", "auth/", "/auth", "%61uth", "auth%2f", "./auth", "x/../auth", "auth;x", "auth//"):
+            for query in ("", "?allowed_groups=staff"):
+                answer = browser.send("GET", f"{prefix}{path}{query}", port=port)
+                assert answer.status >= 300, (port, path, query)
+        assert browser.send("GET", f"/{prefix}auth", port=port).status >= 300
+        assert browser.send("GET", f"{prefix}forward-auth/", port=port).status >= 300
+
+
+def test_a_slash_at_the_end_asks_the_same(logged_in: Browser) -> None:
+    for port in PORTS:
+        for query, status in (("", 202), ("?allowed_groups=staff", 202), ("?allowed_groups=other", 403)):
+            assert logged_in.send("GET", f"/oauth2/auth/{query}", port=port).status == status
+
+
 @pytest.mark.parametrize(
     "query,status",
     [
@@ -146,7 +173,7 @@ def test_policies_need_the_original_request(
         POLICY_ALLOWS_ANONYMOUS=anonymous,
     )
     told = {"X_Forwarded_Uri": "/open/1", "X_Forwarded_Method": "GET"}
-    assert auth(browser, **told) == (202 if anonymous == "true" else 401)
+    assert auth(browser, **told) == 401
     assert auth(browser, "?allowed_groups=a", **told) == 401
     browser.log_in()
     assert auth(browser) == 403
@@ -157,6 +184,51 @@ def test_policies_need_the_original_request(
     assert auth(browser, **told, X_Original_URI="/open/1", X_Original_URL="/open/1") == 403
     assert auth(browser, **told, X_Original_URL="https://other.example/open/1") == 403
     assert auth(browser, **told, X_Original_URL="https://app.example/open/1") == 202
+
+
+@pytest.mark.parametrize("with_policy", [True, False])
+def test_nothing_that_is_told_lets_somebody_pass_without_a_login(
+    with_policy: bool, make_browser: MakeBrowser, tmp_path: Path
+) -> None:
+    """nginx passes a client's own headers on where its configuration does not set them."""
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    policy = {"POLICY_PATH": str(tmp_path / "policy.yaml"), "POLICY_ALLOWS_ANONYMOUS": "true"}
+    browser = make_browser(
+        OAUTH2_PROXY_COMPAT="true",
+        GATEWAY="nginx",
+        ALLOW_CORS_PREFLIGHT="true",
+        SKIP_AUTH_URLS="/public/",
+        **(policy if with_policy else {}),
+    )
+    preflight = {"Origin": "https://evil.example", "Access_Control_Request_Method": "GET"}
+    for target in ("/open/1", "/public/x"):
+        for method in ("GET", "OPTIONS"):
+            told = {"X_Forwarded_Uri": target, "X_Forwarded_Method": method}
+            assert auth(browser, **told) == auth(browser, **told, **preflight) == 401
+            told = {"X_Original_URI": target, "X_Original_Method": method}
+            assert auth(browser, **told) == auth(browser, **told, **preflight) == 401
+
+
+@pytest.mark.parametrize(
+    "query,status",
+    [
+        ("?allowed_emails=boss@example.com", 403),
+        ("?allowed_emails=ann@corp.example", 403),
+        ("?allowed_emails=boss@example.com,ann@corp.example", 202),
+        ("?allowed_email_domains=example.com", 403),
+        ("?allowed_email_domains=corp.example", 403),
+        ("?allowed_email_domains=example.com&allowed_email_domains=*.corp.example,corp.example", 202),
+        ("?allowed_email_domains=*corp.example,*example.com", 403),
+    ],
+)
+def test_an_address_that_people_may_write_themselves_is_not_enough(
+    query: str, status: int, make_browser: MakeBrowser, provider: Any
+) -> None:
+    """With oidc_email_claim=upn, oauth2-proxy never looks at the claim email."""
+    provider.claims = {**provider.claims, "upn": "ann@corp.example", "email": "boss@example.com"}
+    browser = make_browser(OAUTH2_PROXY_COMPAT="true", USERID_CLAIM="upn")
+    browser.log_in()
+    assert auth(browser, query) == status
 
 
 def test_groups_count_before_what_is_demanded(make_browser: MakeBrowser, provider: Any) -> None:

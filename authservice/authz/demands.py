@@ -7,7 +7,7 @@ a value is a slip of the configuration, with which nobody passes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from urllib.parse import parse_qsl
 
 from authservice.authz import Refusal
@@ -31,7 +31,8 @@ class DemandsAuthorizer:
             lists = [_elements(value) for key, value in asked if key == name]
             if not all(lists):
                 return Refusal(Reason.MISCONFIGURED, _PUBLIC, cause=f"{name} has no value")
-            if lists and not any(meets(identity, wanted) for one in lists for wanted in one):
+            wanted = [element for one in lists for element in one]
+            if wanted and not meets(identity, wanted):
                 return Refusal(Reason.GROUPS, _PUBLIC, cause=f"{name} is not met")
         return None
 
@@ -40,27 +41,35 @@ def _elements(value: str) -> list[str]:
     return [part.strip() for part in value.split(",") if part.strip()]
 
 
-def _address(identity: Identity) -> str:
-    """In small letters, as oauth2-proxy compares them."""
-    claim = identity.claims.get("email")
-    return (claim if isinstance(claim, str) else identity.user_id).lower()
+def _has_a_group(identity: Identity, wanted: Sequence[str]) -> bool:
+    return not set(wanted).isdisjoint(identity.groups)
 
 
-def _is_in_group(identity: Identity, group: str) -> bool:
-    return group in identity.groups
+def _has_an_address(identity: Identity, wanted: Sequence[str]) -> bool:
+    return _addresses(identity) <= {address.lower() for address in wanted}
 
 
-def _has_address(identity: Identity, address: str) -> bool:
-    return _address(identity) == address.lower()
+def _is_of_a_domain(identity: Identity, wanted: Sequence[str]) -> bool:
+    return all(any(_is_of(address, domain.lower()) for domain in wanted) for address in _addresses(identity))
 
 
-def _is_of_domain(identity: Identity, domain: str) -> bool:
+def _is_of(address: str, domain: str) -> bool:
     """With a dot or ``*.`` in front, of a domain below it."""
-    _, at, own = _address(identity).rpartition("@")
-    domain = domain.lower().removeprefix("*")
-    return bool(at) and (own.endswith(domain) if domain.startswith(".") else own == domain)
+    _, at, own = address.rpartition("@")
+    below = domain[1:] if domain.startswith("*.") else domain
+    return bool(at) and (own.endswith(below) if below.startswith(".") else own == domain)
 
 
-_DEMANDS: Mapping[str, Callable[[Identity, str], bool]] = dict(
-    zip(DEMANDS, (_is_in_group, _has_address, _is_of_domain), strict=True)
+def _addresses(identity: Identity) -> set[str]:
+    """All that are known, in small letters, as oauth2-proxy compares them. Which of them people may write themselves,
+    only the provider knows, so each has to do."""
+    claim = identity.claims.get("email")
+    told = {claim} if isinstance(claim, str) else set()
+    if "@" in identity.user_id or not told:
+        told.add(identity.user_id)
+    return {address.lower() for address in told}
+
+
+_DEMANDS: Mapping[str, Callable[[Identity, Sequence[str]], bool]] = dict(
+    zip(DEMANDS, (_has_a_group, _has_an_address, _is_of_a_domain), strict=True)
 )

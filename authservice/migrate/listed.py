@@ -19,7 +19,6 @@ UNNEEDED: Mapping[str, str] = {
     "auth_logging_format": _LOG,
     "auth_request_response_mode": _VERSION,
     "approval_prompt": "Google's older word for prompt.",
-    "backend_logout_url": "a logout leads on to the provider's logout page, which discovery names.",
     "cookie_csrf_expire": _STATE,
     "cookie_csrf_per_request": _STATE,
     "cookie_csrf_per_request_limit": _STATE,
@@ -31,10 +30,14 @@ UNNEEDED: Mapping[str, str] = {
     "flush_interval": _PASSING_ON,
     "force_code_challenge_method": "PKCE is always S256.",
     "gcp_healthchecks": "GET /healthz on the site port.",
+    "google_admin_api_user_scope": "Google's groups are not asked for.",
     "google_admin_email": "Google's groups are not asked for.",
     "google_service_account_json": "Google's groups are not asked for.",
+    "google_target_principal": "Google's groups are not asked for.",
     "google_use_application_default_credentials": "Google's groups are not asked for.",
     "github_token": "GitHub is not asked.",
+    "config_test": "authservice check-config.",
+    "convert_config_to_alpha": "there is one form only.",
     "https_address": "the gateway speaks TLS.",
     "logging_compress": _LOG,
     "logging_filename": _LOG,
@@ -62,22 +65,26 @@ UNNEEDED: Mapping[str, str] = {
     "upstream_timeout": _PASSING_ON,
     "use_system_trust_store": "CA_BUNDLE is trusted beside the system's authorities.",
     "validate_url": "a token's signature is verified; STRICT_SESSION_VALIDATION asks userinfo at each check.",
-    "config": "this is what was read.",
+    "version": "authservice --version.",
 }
 
 LOST: Mapping[str, str] = {
-    "alpha_config": "the structured configuration is not read. Its options have the same names in the plain one.",
     "azure_graph_group_field": "groups come from the token.",
     "azure_tenant": "OIDC_PROVIDER names the tenant: https://login.microsoftonline.com/<tenant>/v2.0.",
+    "backend_logout_url": "nobody calls it. A logout leads the browser on to the provider's own logout page, where "
+    "discovery names one (OIDC_END_SESSION_URL).",
     "banner": _PAGES,
     "custom_sign_in_logo": _PAGES,
     "custom_templates_dir": _PAGES,
     "entra_id_federated_token_auth": "OIDC_CLIENT_AUTH_METHOD=private_key_jwt with a key of its own.",
     "footer": _PAGES,
+    "google_use_organization_id": "preferred_username is the claim of that name.",
     "htpasswd_user_groups": "nobody logs in with a password here.",
     "jwt_key": "CLIENT_PRIVATE_KEY with OIDC_CLIENT_AUTH_METHOD=private_key_jwt.",
     "jwt_key_file": "CLIENT_PRIVATE_KEY_FILE with OIDC_CLIENT_AUTH_METHOD=private_key_jwt.",
     "metrics_secure_address": "numbers are told without TLS, on READINESS_PROBE_PORT.",
+    "metrics_tls_cert_file": "numbers are told without TLS, on READINESS_PROBE_PORT.",
+    "metrics_tls_key_file": "numbers are told without TLS, on READINESS_PROBE_PORT.",
     "oidc_audience_claims": "the audience is aud, as the standard has it.",
     "oidc_public_key_files": "keys are fetched from OIDC_JWKS_URL.",
     "ping_path": "GET /healthz, and with OAUTH2_PROXY_COMPAT /ping, on the site port.",
@@ -103,7 +110,12 @@ _AS_OURS: Mapping[str, frozenset[str]] = {
 
 
 def rest(options: Options, plan: Plan) -> None:
-    """What became of every option that no other part asked about; unknown ones are said to be."""
+    """What became of every option that no other part asked about. An unknown one may be a restriction."""
+    if "alpha_config" in options:
+        plan.close(
+            "alpha_config",
+            "The structured configuration is not read, and may say who passes. Say the same in plain options first.",
+        )
     for name, value in options.unread():
         small = value.lower()
         if name in UNNEEDED:
@@ -115,11 +127,11 @@ def rest(options: Options, plan: Plan) -> None:
         elif name in _ONLY_WITH:
             plan.unneeded(name, f"has no effect without {_ONLY_WITH[name]}.")
         else:
-            plan.lost(name, "no option of oauth2-proxy that is known here. Is it spelt right?")
+            plan.close(name, "No option of oauth2-proxy that is known here. Is it spelt right?")
 
 
 _ONLY_WITH: Mapping[str, str] = {
-    name: "session_store_type=redis"
+    name: "session_store_type=redis, and of the kind that it is for"
     for name in (
         "redis_ca_path",
         "redis_cluster_connection_urls",
@@ -133,4 +145,10 @@ _ONLY_WITH: Mapping[str, str] = {
         "redis_use_sentinel",
         "redis_username",
     )
-} | {"pass_access_token": "set_xauthrequest", "pass_authorization_header": "upstreams"}
+} | {
+    "pass_access_token": "set_xauthrequest",
+    "pass_authorization_header": "upstreams",
+    "pass_basic_auth": "upstreams",
+    "pass_user_headers": "upstreams",
+    "prefer_email_to_user": "upstreams",
+}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ else:
 
 ENVIRONMENT = "OAUTH2_PROXY_"
 _OURS = "OAUTH2_PROXY_COMPAT"
+_OF_KUBERNETES = re.compile(
+    r"OAUTH2_PROXY_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""What Kubernetes itself tells every container about a Service of the name oauth2-proxy."""
 MOST_READ = 1 << 20
 
 LISTS: Mapping[str, str] = {
@@ -40,6 +44,7 @@ LISTS: Mapping[str, str] = {
         "htpasswd_user_groups",
         "keycloak_groups",
         "oidc_audience_claims",
+        "oidc_enabled_signing_algs",
         "oidc_extra_audiences",
         "oidc_public_key_files",
         "provider_ca_files",
@@ -55,6 +60,62 @@ LISTS: Mapping[str, str] = {
 } | {"extra_jwt_issuers": "extra_jwt_issuers", "skip_auth_regex": "skip_auth_regex"}
 """Options that may be given several times, with their names on the command line. Elsewhere they are lists,
 or texts separated by commas."""
+
+SWITCHES = frozenset(
+    (
+        "allow_query_semicolons",
+        "auth_logging",
+        "bearer_token_login_fallback",
+        "config_test",
+        "convert_config_to_alpha",
+        "cookie_csrf_per_request",
+        "cookie_httponly",
+        "cookie_secure",
+        "display_htpasswd_form",
+        "encode_state",
+        "entra_id_federated_token_auth",
+        "errors_to_info_log",
+        "force_https",
+        "force_json_errors",
+        "gcp_healthchecks",
+        "insecure_oidc_allow_unverified_email",
+        "insecure_oidc_skip_issuer_verification",
+        "insecure_oidc_skip_nonce",
+        "logging_compress",
+        "logging_local_time",
+        "pass_access_token",
+        "pass_authorization_header",
+        "pass_basic_auth",
+        "pass_host_header",
+        "pass_user_headers",
+        "prefer_email_to_user",
+        "proxy_websockets",
+        "redis_insecure_skip_tls_verify",
+        "redis_use_cluster",
+        "redis_use_sentinel",
+        "relative_redirect_url",
+        "request_logging",
+        "reverse_proxy",
+        "session_cookie_minimal",
+        "set_authorization_header",
+        "set_basic_auth",
+        "set_xauthrequest",
+        "show_debug_on_error",
+        "silence_ping_logging",
+        "skip_auth_preflight",
+        "skip_auth_strip_headers",
+        "skip_claims_from_profile_url",
+        "skip_jwt_bearer_tokens",
+        "skip_oidc_discovery",
+        "skip_provider_button",
+        "ssl_insecure_skip_verify",
+        "ssl_upstream_insecure_skip_verify",
+        "standard_logging",
+        "use_system_trust_store",
+        "version",
+    )
+)
+"""Options that take no word of their own on the command line: ``--cookie-secure false`` switches it on."""
 
 _BY_FLAG = {flag: name for name, flag in LISTS.items()}
 _TRUE = frozenset({"1", "t", "T", "TRUE", "true", "True"})
@@ -121,8 +182,7 @@ class Options:
 def from_file(path: Path) -> dict[str, tuple[str, ...]]:
     """The options in a configuration file. Raises `OptionsError`."""
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_READ).decode()
+        text = read_text(path)
     except OSError as error:
         raise OptionsError(f"{path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -135,6 +195,15 @@ def from_file(path: Path) -> dict[str, tuple[str, ...]]:
     return {_name(key): _values(_name(key), value, f"{path}: {key}") for key, value in read.items()}
 
 
+def read_text(path: Path) -> str:
+    """All of a file: half of one would be another configuration. Raises `OptionsError`, too."""
+    with path.open("rb") as file:
+        text = file.read(MOST_READ + 1)
+    if len(text) > MOST_READ:
+        raise OptionsError(f"{path}: larger than {MOST_READ} bytes")
+    return text.decode()
+
+
 def _is_yaml(text: str) -> bool:
     return re.search(r"(?m)^\s*(- )?\w+:(\s|$)", text) is not None
 
@@ -144,7 +213,7 @@ def from_environment(environ: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
     return {
         _name(key.removeprefix(ENVIRONMENT)): _values(_name(key.removeprefix(ENVIRONMENT)), value, key)
         for key, value in environ.items()
-        if key.startswith(ENVIRONMENT) and key != _OURS and value
+        if key.startswith(ENVIRONMENT) and key != _OURS and value and not _OF_KUBERNETES.fullmatch(key)
     }
 
 
@@ -158,15 +227,21 @@ def from_flags(line: str) -> dict[str, tuple[str, ...]]:
     while words:
         word = words.pop(0)
         if not word.startswith("-"):
-            raise OptionsError("the command line has a word that belongs to no option")
+            raise OptionsError("the command line has a word that belongs to no option (switches take --name=false)")
         flag, equals, value = word.lstrip("-").partition("=")
-        if not equals:
-            follows = bool(words) and not words[0].startswith("-")
-            value = words.pop(0) if follows else "true"
         name = _BY_FLAG.get(_name(flag), _name(flag))
+        if not equals:
+            value = "true" if name in SWITCHES else _next(words, flag)
         values = _values(name, value, f"--{flag}")
         found[name] = found.get(name, ()) + values if name in LISTS else values
     return found
+
+
+def _next(words: list[str], flag: str) -> str:
+    """An option's value, whatever it begins with."""
+    if not words:
+        raise OptionsError(f"--{flag}: has no value")
+    return words.pop(0)
 
 
 def _name(key: str) -> str:
@@ -175,11 +250,19 @@ def _name(key: str) -> str:
 
 def _values(name: str, value: Any, place: str) -> tuple[str, ...]:
     if isinstance(value, list):
-        return tuple(_scalar(element, place) for element in value)
+        return _without_blanks([_scalar(element, place) for element in value], place)
     text = _scalar(value, place)
     if name in LISTS:
-        return tuple(part.strip() for part in text.split(",") if part.strip())
+        return _without_blanks([part for part in text.split(",") if part], place)
     return (text,)
+
+
+def _without_blanks(values: Sequence[str], place: str) -> tuple[str, ...]:
+    """To oauth2-proxy a blank beside a comma is a part of the value, which it compares as it is: without the blank it
+    would allow what it never did."""
+    if any(value != value.strip() for value in values):
+        raise OptionsError(f"{place}: blanks around a value, which oauth2-proxy takes for a part of it")
+    return tuple(values)
 
 
 def _scalar(value: Any, place: str) -> str:

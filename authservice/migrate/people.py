@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from authservice.migrate.options import MOST_READ, Options, OptionsError
+from authservice.migrate.options import Options, OptionsError, read_text
 from authservice.migrate.plan import Plan
 from authservice.migrate.routes import Route, read_route
 
@@ -21,6 +21,7 @@ _RESTRICTS: Mapping[str, str] = {
     "github_users": "A policy on the claim with the name.",
     "gitlab_groups": "GitLab tells groups in the claim groups_direct: GROUPS_CLAIM and GROUPS_ALLOWLIST.",
     "gitlab_projects": "GitLab tells no projects in its tokens.",
+    "google_group": "Google tells no groups in its tokens; Dex can ask for them.",
     "google_groups": "Google tells no groups in its tokens; Dex can ask for them.",
     "bitbucket_team": "Dex puts teams into groups: GROUPS_ALLOWLIST.",
     "bitbucket_repository": "No OpenID Connect provider tells who may push.",
@@ -49,6 +50,12 @@ def people(options: Options, plan: Plan, policy_path: str) -> None:
         plan.lost("htpasswd_file", "nobody logs in with a password here. Move these people to the provider.")
     if "trusted_ips" in options:
         plan.lost("trusted_ips", "an address is no login. Programs at these addresses need a token.")
+    if (anonymous or "SKIP_AUTH_URLS" in plan.settings) and plan.settings["GATEWAY"].value != "envoy":
+        plan.changed(
+            "skip_auth_routes",
+            "open where the gateway asks in its own way (deploy/). Where it asks oauth2-proxy's auth, every path needs "
+            "a login: what tells the path there may come from the client.",
+        )
     if addresses is None and not anonymous:
         return
     plan.policy = _policy(addresses, email_claim(options), anonymous)
@@ -63,7 +70,13 @@ def people(options: Options, plan: Plan, policy_path: str) -> None:
 
 
 def _groups(options: Options, plan: Plan) -> None:
-    groups = (*options.many("allowed_groups"), *options.many("keycloak_groups"))
+    groups, of_keycloak = options.many("allowed_groups"), options.many("keycloak_groups")
+    if groups and of_keycloak:
+        # One of the two counts, by the provider; never both.
+        passed_over = "allowed_groups" if options.text("provider") == "keycloak" else "keycloak_groups"
+        plan.unneeded(passed_over, "passed over, as before: with this provider the other option counts.")
+        groups = of_keycloak if passed_over == "allowed_groups" else groups
+    groups = groups or of_keycloak
     if any("," in group for group in groups):
         plan.close("allowed_groups", "A group's name has a comma, which GROUPS_ALLOWLIST cannot say.")
     elif "*" in groups:
@@ -79,6 +92,8 @@ def _addresses(options: Options, plan: Plan) -> Sequence[str] | None:
     """What the address claim has to be like, as policies write it; ``None`` for anything at all."""
     domains, file = options.many("email_domains"), options.text("authenticated_emails_file")
     if "*" in domains:
+        if file:
+            plan.unneeded("authenticated_emails_file", "has no effect, as before: email_domains lets everybody pass.")
         return None
     if not domains and not file:
         plan.close(
@@ -88,12 +103,13 @@ def _addresses(options: Options, plan: Plan) -> Sequence[str] | None:
         return None
     wanted = []
     for domain in domains:
-        domain = domain.lower().removeprefix("*")
-        wanted.append(f"*{domain}" if domain.startswith(".") else f"*@{domain.removeprefix('@')}")
+        domain = domain.lower()
+        domain = domain[1:] if domain.startswith("*.") else domain
+        wanted.append(f"*{domain}" if domain.startswith(".") else f"*@{domain}")
+    if any(not re.fullmatch(r"\*(@|\.)[^*@\s]+", value) for value in wanted):
+        raise OptionsError("email_domains: not a domain, and oauth2-proxy lets nobody pass for it")
     if file:
         wanted += _addresses_in(Path(file), plan)
-    if any(not re.fullmatch(r"\*?[^*\s]+", value) for value in wanted):
-        raise OptionsError("email_domains: neither domains nor addresses")
     plan.changed(
         "email_domains",
         "a policy says it, which compares letter by letter: Ann@Example.com is none of example.com.",
@@ -103,8 +119,7 @@ def _addresses(options: Options, plan: Plan) -> Sequence[str] | None:
 
 def _addresses_in(file: Path, plan: Plan) -> list[str]:
     try:
-        with file.open("rb") as opened:
-            lines = opened.read(MOST_READ).decode().splitlines()
+        lines = read_text(file).splitlines()
     except (OSError, UnicodeDecodeError):
         plan.close(
             "authenticated_emails_file", f"{file} cannot be read here: its addresses belong into the policy."
@@ -114,7 +129,11 @@ def _addresses_in(file: Path, plan: Plan) -> list[str]:
         "authenticated_emails_file", "its addresses are in the policy, which is what changes from now on."
     )
     entries = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
-    return entries or ["nobody"]
+    odd = [entry for entry in entries if not re.fullmatch(r"[^*\s,\"]+", entry)]
+    if odd:
+        # A star would be a pattern in the policy.
+        plan.lost("authenticated_emails_file", f"{len(odd)} of its lines are no plain addresses, and left out.")
+    return [entry for entry in entries if entry not in odd] or ["nobody"]
 
 
 # --- paths for everybody ----------------------------------------------------------------------

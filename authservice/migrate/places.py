@@ -85,9 +85,11 @@ def headers(options: Options, plan: Plan, passes_on: bool) -> None:
     told: dict[str, str] = {}
     if options.flag("set_xauthrequest"):
         told |= _ASKED
-    user_headers = options.flag("pass_user_headers", True) or options.flag("pass_basic_auth", True)
-    if passes_on and user_headers:
+    switches = [options.flag(name, True) for name in ("pass_user_headers", "pass_basic_auth")] if passes_on else []
+    if any(switches):
         told |= _PASSED
+        if options.flag("prefer_email_to_user"):
+            told["X-Forwarded-User"] = told.pop("X-Forwarded-Email")
         plan.changed(
             "pass_user_headers", "the gateway has to take these headers over from the check's answer."
         )
@@ -95,14 +97,13 @@ def headers(options: Options, plan: Plan, passes_on: bool) -> None:
         claims = {"email": email_claim(options), "groups": options.text("oidc_groups_claim", "groups")}
         named = {header: claims.get(claim, claim) for header, claim in told.items()}
         plan.set("UPSTREAM_HEADERS", PRESET if named == _ASKED else json.dumps(named), "set_xauthrequest")
-    if options.flag("set_authorization_header") or (passes_on and options.flag("pass_authorization_header")):
+    token = [options.flag("set_authorization_header"), passes_on and options.flag("pass_authorization_header")]
+    if any(token):
         plan.set("UPSTREAM_ID_TOKEN_HEADER", "Authorization", "set_authorization_header")
     if options.flag("pass_access_token") and (passes_on or options.flag("set_xauthrequest")):
         name = "X-Forwarded-Access-Token" if passes_on else "X-Auth-Request-Access-Token"
         plan.set("UPSTREAM_ACCESS_TOKEN_HEADER", name, "pass_access_token")
-    if options.flag("prefer_email_to_user"):
-        plan.lost("prefer_email_to_user", "UPSTREAM_HEADERS names the claim of each header.")
-    if options.flag("set_basic_auth") or "basic_auth_password" in options:
+    if any([options.flag("set_basic_auth"), "basic_auth_password" in options]):
         plan.lost("basic_auth_password", "no password is made up for the application.")
     if "signature_key" in options:
         plan.lost("signature_key", "requests are not signed.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from urllib.parse import urlsplit
 
-from authservice.migrate.options import Options
+from authservice.migrate.options import Options, OptionsError
 from authservice.migrate.people import email_claim
 from authservice.migrate.plan import Plan
 
@@ -36,6 +36,12 @@ def provider(options: Options, plan: Plan) -> None:
         plan.lost("oidc_issuer_url", "not set, and nothing else tells the issuer. Set OIDC_PROVIDER.")
     _client(options, plan)
     _endpoints(options, plan)
+    if kind == "keycloak-oidc":
+        plan.changed(
+            "provider",
+            "groups are those of the claim alone: Keycloak's roles are not among them (role:…), neither for the "
+            "application nor in allowed_groups.",
+        )
     asked = ["openid", "email", "profile", *(["groups"] if "allowed_groups" in options else [])]
     plan.set("OIDC_SCOPES", ",".join(options.text("scope").split() or asked), "scope")
     plan.set("USERID_CLAIM", email_claim(options), "oidc_email_claim")
@@ -47,10 +53,13 @@ def provider(options: Options, plan: Plan) -> None:
 def _client(options: Options, plan: Plan) -> None:
     if "client_id" in options:
         plan.set("CLIENT_ID", options.text("client_id"), "client_id")
-    if "client_secret_file" in options:
-        plan.set("CLIENT_SECRET_FILE", options.text("client_secret_file"), "client_secret_file")
-    elif "client_secret" in options:
-        plan.set("CLIENT_SECRET", options.text("client_secret"), "client_secret")
+    file, secret = options.text("client_secret_file"), options.text("client_secret")
+    if secret:
+        plan.set("CLIENT_SECRET", secret, "client_secret")
+        if file:
+            plan.unneeded("client_secret_file", "client_secret is set, too, and goes before it.")
+    elif file:
+        plan.set("CLIENT_SECRET_FILE", file, "client_secret_file")
     method = options.text("code_challenge_method")
     if method == "plain":
         plan.changed(
@@ -77,6 +86,9 @@ def _endpoints(options: Options, plan: Plan) -> None:
 
 
 def _trust(options: Options, plan: Plan) -> None:
+    algorithms = options.many("oidc_enabled_signing_algs")
+    if algorithms:
+        plan.set("OIDC_SIGNING_ALGS", ",".join(algorithms), "oidc_enabled_signing_algs")
     files = options.many("provider_ca_files")
     if len(files) == 1:
         plan.set("CA_BUNDLE", files[0], "provider_ca_files")
@@ -135,12 +147,12 @@ def programs(options: Options, plan: Plan) -> None:
         "oidc_extra_audiences" if jwt else "skip_jwt_bearer_tokens",
     )
     named = list(audiences) if jwt else []
-    pairs = [tuple(entry.rpartition("=")[::2]) for entry in further] if on else []
+    pairs = [_issuer_and_audience(entry) for entry in further] if on else []
     cluster = [audience for issuer, audience in pairs if _is_the_cluster(issuer)]
     others = [
         {"issuer": issuer, "audiences": [audience], "userid_claim": "sub"}
         for issuer, audience in pairs
-        if issuer and audience and not _is_the_cluster(issuer)
+        if not _is_the_cluster(issuer)
     ]
     plan.set(
         "KUBERNETES_AUTHN_ENABLED",
@@ -153,7 +165,8 @@ def programs(options: Options, plan: Plan) -> None:
         plan.set("BEARER_ISSUERS", json.dumps(others), "extra_jwt_issuers")
         plan.changed(
             "extra_jwt_issuers",
-            "the user id of such a token is its sub. Where it has an address, take userid_claim out of BEARER_ISSUERS.",
+            "the user id of such a token is its sub. Where it has an address, take userid_claim out of BEARER_ISSUERS. "
+            "REQUIRE_VERIFIED_EMAIL counts for it, too.",
         )
     if cluster:
         plan.changed(
@@ -161,10 +174,20 @@ def programs(options: Options, plan: Plan) -> None:
             "the cluster's tokens are reviewed by its API server, which ends them with their pod. The service "
             "account of the service needs the right to create tokenreviews (deploy/kubernetes/).",
         )
+    for option, there in (("extra_jwt_issuers", further), ("oidc_extra_audiences", audiences)):
+        if there and not on:
+            plan.unneeded(option, "tokens of programs do not pass without skip_jwt_bearer_tokens.")
     if on and fallback and "bearer_token_login_fallback" in options:
         plan.changed(
             "bearer_token_login_fallback", "a bad token is answered 401 and never leads to the login."
         )
+
+
+def _issuer_and_audience(entry: str) -> tuple[str, str]:
+    issuer, _, audience = entry.partition("=")
+    if not issuer or not audience:
+        raise OptionsError("extra_jwt_issuers: not issuer=audience")
+    return issuer, audience
 
 
 def _is_the_cluster(issuer: str) -> bool:

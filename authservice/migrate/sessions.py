@@ -51,9 +51,11 @@ def _ends(options: Options, plan: Plan) -> None:
             "no session lasts as long as the browser is open: SESSION_MAX_AGE, a day unless set.",
         )
     if options.duration("cookie_refresh", "0"):
-        plan.unneeded(
+        plan.changed(
             "cookie_refresh",
-            "tokens are fetched ahead of their end by themselves; the scopes have to bring a refresh token.",
+            "tokens are fetched anew ahead of the access token's end, and not at this pace: until then, groups and "
+            "closed accounts are what they were. STRICT_SESSION_VALIDATION with STRICT_SESSION_VALIDATION_SECONDS "
+            "asks the provider as often as you like. The scopes have to bring a refresh token.",
         )
 
 
