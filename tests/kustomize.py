@@ -1,15 +1,17 @@
 """What ``kubectl kustomize`` makes of a folder, as far as the shipped overlays go: resources, patches,
-a namespace, images. A feature that is not understood fails; where kubectl is installed, a test
-compares the two."""
+a namespace, images. A feature that is not understood fails, and tests compare the two."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.programs import require
 
 Document = dict[str, Any]
 
@@ -37,6 +39,14 @@ def build(folder: Path) -> list[Document]:
         _move(document, about["namespace"])
         _name_images(document, about.get("images", []))
     return found
+
+
+def by_kubectl(folder: Path) -> list[Document]:
+    """The same by kubectl itself."""
+    command = [require("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def _patched(documents: list[Document], patch: Mapping[str, Any]) -> list[Document]:
