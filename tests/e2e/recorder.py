@@ -66,6 +66,44 @@ def greeting(seen: Seen) -> bytes:
     )
 
 
+class _Stream:
+    """What comes on a connection, by lines and by numbers of bytes."""
+
+    def __init__(self, connection: socket.socket, pending: bytes) -> None:
+        self._connection = connection
+        self.pending = bytearray(pending)
+
+    def _more(self) -> None:
+        part = self._connection.recv(1 << 20)
+        if not part:
+            raise ConnectionError("the body ends in the middle")
+        self.pending += part
+
+    def take(self, length: int) -> bytes:
+        while len(self.pending) < length:
+            self._more()
+        taken = bytes(self.pending[:length])
+        del self.pending[:length]
+        return taken
+
+    def line(self) -> bytes:
+        while b"\r\n" not in self.pending:
+            self._more()
+        return self.take(self.pending.index(b"\r\n") + 2)[:-2]
+
+
+def _body(head: Seen, stream: _Stream) -> bytes:
+    if head.values("transfer-encoding") != ["chunked"]:
+        return stream.take(int((head.values("content-length") or ["0"])[0]))
+    pieces = []
+    while length := int(stream.line().partition(b";")[0], 16):
+        pieces.append(stream.take(length))
+        assert stream.line() == b""
+    while stream.line():
+        pass  # fields after the last piece
+    return b"".join(pieces)
+
+
 class Recorder:
     """Listens on 127.0.0.1 from construction to `stop`. ``answer`` can be replaced at any time."""
 
@@ -93,7 +131,7 @@ class Recorder:
 
     def _serve(self, connection: socket.socket) -> None:
         """Answers the requests of one connection, one after the other."""
-        pending = b""
+        pending: bytes | bytearray = b""
         with connection:
             try:
                 while True:
@@ -103,11 +141,13 @@ class Recorder:
                             return
                         pending += part
                     head, pending = pending.split(b"\r\n\r\n", 1)
-                    seen = Seen(head, b"")
-                    length = int((seen.values("content-length") or ["0"])[0])
-                    while len(pending) < length:
-                        pending += connection.recv(65536)
-                    seen, pending = Seen(head, pending[:length]), pending[length:]
+                    stream = _Stream(connection, pending)
+                    try:
+                        seen = Seen(head, _body(Seen(head, b""), stream))
+                    except ConnectionError:
+                        self.seen.append(Seen(head, b""))  # it reached us, although not to its end
+                        raise
+                    pending = bytes(stream.pending)
                     self.seen.append(seen)
                     answer = self.answer(seen)
                     if seen.method == "HEAD":
