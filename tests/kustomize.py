@@ -69,7 +69,7 @@ def apply(document: Document, operation: Mapping[str, Any]) -> None:
     place: Any = document
     for part in way:
         place = place[int(part) if isinstance(place, list) else part]
-    key: Any = int(last) if isinstance(place, list) else last
+    key: Any = int(last) if isinstance(place, list) and last != "-" else last
     match operation["op"]:
         case "test":
             assert place[key] == operation["value"], operation
@@ -80,6 +80,8 @@ def apply(document: Document, operation: Mapping[str, Any]) -> None:
             place[key] = copy.deepcopy(operation["value"])
         case "add" if isinstance(place, dict):
             place[key] = copy.deepcopy(operation["value"])
+        case "add" if key == "-":
+            place.append(copy.deepcopy(operation["value"]))
         case unknown:
             raise AssertionError(f"{unknown} at {operation['path']}")
 

@@ -315,6 +315,7 @@ LOADED_BY = {
     "kubeflow/istio.yaml": _API,
     "kubeflow/kustomization.yaml": _BUILT,
     "kubeflow/mesh-config.yaml": _API,
+    "kubernetes/application.yaml": _CLUSTER,
     "kubernetes/base/kustomization.yaml": _BUILT,
     "kubernetes/base/namespace.yaml": _CLUSTER,
     "kubernetes/base/network.yaml": _CLUSTER,

@@ -84,7 +84,8 @@ def nginx_file(tls: Tls | None = None) -> str:
     text = (FILES / "nginx" / "authservice.conf").read_text("utf-8")
     if tls is None:
         return text
-    shown = inserted(_certified(blocks("nginx.md", "nginx")[0], tls), "listen 443 ssl http2;", "listen 127.0.0.1:10000 ssl http2;")
+    place, entry = "listen 443 ssl http2;", "listen 127.0.0.1:10000 ssl http2;"
+    shown = inserted(_certified(blocks("nginx.md", "nginx")[0], tls), place, entry)
     return inserted(text, "listen 127.0.0.1:10000;", shown)
 
 
