@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.e2e.gateways import FILES, blocks, envoy_file, inserted, nginx_file
+from tests.e2e.gateways import FILES, blocks, caddy_file, envoy_file, inserted, nginx_file
 from tests.e2e.secure import Tls, certified
 from tests.programs import require
 
@@ -45,6 +45,17 @@ def test_caddy(tmp_path: Path) -> None:
     _, snippet = blocks("caddy.md", "")
     (tmp_path / "Caddyfile").write_text(snippet)
     run(require("caddy"), "validate", "--config", tmp_path / "Caddyfile")
+
+
+def test_caddys_snippet_is_all_of_the_shipped_site() -> None:
+    def lines(text: str) -> list[str]:
+        return [line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] != "#"]
+
+    _, snippet = blocks("caddy.md", "")
+    site = caddy_file().partition("http://:10000 {")[2]
+    shared = snippet.partition("(authservice) {")[2].partition("\n}\n")[0]
+    shown = [line.replace("{args[0]}", "127.0.0.1:9000") for line in lines(shared)]
+    assert shown == [line for line in lines(site.rpartition("}")[0]) if line != "bind 127.0.0.1"]
 
 
 def test_traefik_keeps_what_its_files_have() -> None:
