@@ -26,7 +26,7 @@ def run(*command: object) -> None:
 
 
 def test_nginx(tls: Tls, tmp_path: Path) -> None:
-    _, further = blocks("nginx.md", "nginx")
+    _, further, _ = blocks("nginx.md", "nginx")
     text = inserted(
         nginx_file(tls), "proxy_pass http://127.0.0.1:9000;", further + "proxy_pass http://127.0.0.1:9000;"
     )

@@ -136,7 +136,12 @@ def _envoy(folder: Path, ports: Ports, tls: Tls | None = None, *, lenient: bool 
 
 
 def _nginx(folder: Path, ports: Ports, tls: Tls | None = None) -> Program:
-    server = _with_ports(nginx_file(tls), ports)
+    return nginx_with(nginx_file(tls), folder, ports)
+
+
+def nginx_with(text: str, folder: Path, ports: Ports, further: str = "") -> Program:
+    """A whole configuration around the shipped file, and ``further`` servers."""
+    server = f"{_with_ports(text, ports)}\n{further}"
     scratch = "\n".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )

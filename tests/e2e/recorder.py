@@ -131,7 +131,7 @@ class Recorder:
 
     def _serve(self, connection: socket.socket) -> None:
         """Answers the requests of one connection, one after the other."""
-        pending: bytes | bytearray = b""
+        pending = b""
         with connection:
             try:
                 while True:
