@@ -43,10 +43,12 @@ class Seen:
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def like(self, name: str) -> list[tuple[str, str]]:
-        """All lines that a lenient application (WSGI, CGI) would read as this header."""
+        """All lines that a lenient application (WSGI, CGI, PHP) would read as this header."""
         folded = name.lower().replace("-", "_")
         return [
-            (key, value) for key, value in self.headers if key.strip().lower().replace("-", "_") == folded
+            (key, value)
+            for key, value in self.headers
+            if key.strip().lower().replace("-", "_").replace(".", "_") == folded
         ]
 
 
