@@ -84,6 +84,7 @@ class Outcome:
 class Row:
     """One situation. ``name`` is its heading; ``headers`` are sent besides the cookie or token of ``who``.
 
+    With ``chunk``, the body comes in pieces of that size, and nothing says how long it is.
     ``cookies`` come on the same line as the person's own, or on a line before it (``pieces``). ``before``
     is done first, and its own outcome is looked at, too: ``log in`` from this very address, or ``log out``.
     """
@@ -95,6 +96,7 @@ class Row:
     target: str = "/page?x=1&y=%2F"
     headers: Headers = ()
     body: bytes = b""
+    chunk: int = 0
     cookies: Headers = ()
     pieces: int = 1
     before: str = ""
@@ -147,6 +149,7 @@ CHALLENGED = Gets(
     '"login_url"',
 )
 BODY = b"\x00\xff" * 50_000
+BODY_OF_3_MB = bytes(range(256)) * 12_000
 BAD = Gets(
     401,
     "401, `Bearer error=\"invalid_token\"`",
@@ -215,6 +218,26 @@ ROWS: tuple[Row, ...] = (
         body=BODY,
     ),
     Row("PUT with a body, not logged in", Who.NOBODY, REFUSED, "PUT", headers=CURL, body=BODY),
+    Row("PUT with a body in chunks", Who.LOGGED_IN, PASSES, "PUT", headers=CURL, body=BODY, chunk=7_000),
+    Row("PUT with a body of 3 MB", Who.LOGGED_IN, PASSES, "PUT", headers=CURL, body=BODY_OF_3_MB),
+    Row(
+        "PUT with a body of 3 MB in chunks",
+        Who.LOGGED_IN,
+        PASSES,
+        "PUT",
+        headers=CURL,
+        body=BODY_OF_3_MB,
+        chunk=100_000,
+    ),
+    Row(
+        "PUT with a body of 3 MB in chunks, not logged in",
+        Who.NOBODY,
+        REFUSED,
+        "PUT",
+        headers=CURL,
+        body=BODY_OF_3_MB,
+        chunk=100_000,
+    ),
     Row("15 KB of groups", Who.MANY_GROUPS, Outcome(APPLICATION, Sees(Identity.MANY_GROUPS)), headers=PAGE),
     Row("30 KB of cookies", Who.LOGGED_IN, PASSES, headers=PAGE, cookies=COOKIES_OF_30_KB),
     Row("30 KB of cookies, not logged in", Who.NOBODY, LOGIN, headers=PAGE, cookies=COOKIES_OF_30_KB),
@@ -296,6 +319,36 @@ ROWS: tuple[Row, ...] = (
     ),
 )
 
+
+HTTP_2 = (
+    "logged in",
+    "not logged in, a page",
+    "not logged in, a script",
+    "not logged in, a form is sent",
+    "not allowed",
+    "good bearer token",
+    "bad bearer token",
+    "skipped path",
+    "preflight",
+    "HEAD",
+    "PUT with a body",
+    "PUT with a body, not logged in",
+    "PUT with a body in chunks",
+    "PUT with a body of 3 MB",
+    "PUT with a body of 3 MB in chunks",
+    "PUT with a body of 3 MB in chunks, not logged in",
+    "30 KB of cookies",
+    "encoded slash",
+    "dot segments",
+    "dot segments, skipped path",
+    "forged identity headers",
+    "forged identity headers, skipped path",
+    "two Cookie headers",
+    "AuthService's own paths",
+    "login from a deep link",
+    "after a logout",
+)
+"""The rows that are run over TLS and HTTP/2 as well, with the same outcomes."""
 
 AS_INTENDED = "No row is otherwise than it should be; other gateways cannot do all of this."
 

@@ -1,15 +1,17 @@
 """What ``kubectl kustomize`` makes of a folder, as far as the shipped overlays go: resources, patches,
-a namespace, images. A feature that is not understood fails; where kubectl is installed, a test
-compares the two."""
+a namespace, images. A feature that is not understood fails, and tests compare the two."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.programs import require
 
 Document = dict[str, Any]
 
@@ -39,6 +41,14 @@ def build(folder: Path) -> list[Document]:
     return found
 
 
+def by_kubectl(folder: Path) -> list[Document]:
+    """The same by kubectl itself."""
+    command = [require("kubectl"), "kustomize", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
 def _patched(documents: list[Document], patch: Mapping[str, Any]) -> list[Document]:
     target, change = patch["target"], yaml.safe_load(patch["patch"])
     (chosen,) = [
@@ -59,7 +69,7 @@ def apply(document: Document, operation: Mapping[str, Any]) -> None:
     place: Any = document
     for part in way:
         place = place[int(part) if isinstance(place, list) else part]
-    key: Any = int(last) if isinstance(place, list) else last
+    key: Any = int(last) if isinstance(place, list) and last != "-" else last
     match operation["op"]:
         case "test":
             assert place[key] == operation["value"], operation
@@ -70,6 +80,8 @@ def apply(document: Document, operation: Mapping[str, Any]) -> None:
             place[key] = copy.deepcopy(operation["value"])
         case "add" if isinstance(place, dict):
             place[key] = copy.deepcopy(operation["value"])
+        case "add" if key == "-":
+            place.append(copy.deepcopy(operation["value"]))
         case unknown:
             raise AssertionError(f"{unknown} at {operation['path']}")
 

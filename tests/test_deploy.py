@@ -63,6 +63,16 @@ def test_envoy_loads_its_file() -> None:
     assert "deprecated" not in said.lower()
 
 
+def test_envoy_cuts_no_answer_of_the_application_short() -> None:
+    """Its limit is for an answer as a whole, a download or a stream of events as well."""
+    (listener,) = yaml.safe_load((DEPLOY / "envoy/envoy.yaml").read_text())["static_resources"]["listeners"]
+    manager = listener["filter_chains"][0]["filters"][0]["typed_config"]
+    routes = [route["route"] for route in manager["route_config"]["virtual_hosts"][0]["routes"]]
+    assert {route["cluster"]: route["timeout"] for route in routes}["application"] == "0s"
+    # Silent ones end after Envoy's own five minutes.
+    assert "stream_idle_timeout" not in manager
+
+
 @pytest.mark.external
 def test_caddy_loads_its_file() -> None:
     run(require("caddy"), "validate", "--config", DEPLOY / "caddy/Caddyfile", "--adapter", "caddyfile")
@@ -315,6 +325,7 @@ LOADED_BY = {
     "kubeflow/istio.yaml": _API,
     "kubeflow/kustomization.yaml": _BUILT,
     "kubeflow/mesh-config.yaml": _API,
+    "kubernetes/application.yaml": _CLUSTER,
     "kubernetes/base/kustomization.yaml": _BUILT,
     "kubernetes/base/namespace.yaml": _CLUSTER,
     "kubernetes/base/network.yaml": _CLUSTER,
@@ -412,6 +423,29 @@ def test_the_image_is_built_from_what_is_there() -> None:
         for source in sources:
             assert (ROOT / source).exists(), source
             assert any(source == top or source.startswith(f"{top}/") for top in let_through), source
+
+
+def test_the_builder_is_not_given_the_client_secret() -> None:
+    """It is beside the file of the composition, below a folder of which some is copied."""
+    (secret,) = re.findall(r"^/(\S*secret\S*)$", (ROOT / ".gitignore").read_text(), re.M)
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert lines[0] == "*"
+    for line in lines[1:]:
+        assert not line.startswith("!") or not f"{secret}/".startswith(f"{line[1:]}/"), line
+
+
+def test_on_the_machines_own_network_the_container_opens_no_port_to_others() -> None:
+    (service,) = yaml.safe_load((DEPLOY / "docker/compose.yaml").read_text())["services"].values()
+    assert service["network_mode"] == "host"
+    image = re.findall(r"\b([A-Z_]+_PORT)=", dict(instructions())["ENV"])
+    secret = {"CLIENT_SECRET_FILE": "", "CLIENT_SECRET": "what the file has, which is longer"}
+    found = examine({**env_file(DEPLOY / "systemd/authservice.env"), **service["environment"], **secret})
+    assert (list(found.problems), list(found.warnings)) == ([], [])
+    assert image == ["READINESS_PROBE_PORT"] and found.settings is not None
+    assert found.settings.readiness_probe_port is None
+    assert found.settings.server_hostname == "127.0.0.1"
+    run = (ROOT / "docs/gateways/docker.md").read_text()
+    assert "--env READINESS_PROBE_PORT= " in run
 
 
 def test_image_and_unit_start_the_same_application() -> None:

@@ -313,6 +313,7 @@ def test_the_ingress_asks_the_judge_and_leads_to_the_login_on_the_site() -> None
         "auth-signin": "https://$host/authservice/login?rd=$escaped_request_uri",
         "auth-response-headers": "kubeflow-userid,kubeflow-groups,Auth-Method",
         "proxy-buffer-size": "32k",
+        "proxy-body-size": "16m",
     }
     assert [rule["host"] for rule in app["spec"]["rules"]] == [rule["host"] for rule in site["spec"]["rules"]]
     (path,) = site["spec"]["rules"][0]["http"]["paths"]

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import copy
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +43,12 @@ DEPLOYED = OVERLAYS["kubernetes/volume"]
 IN_ALL = [(name, document) for name, found in OVERLAYS.items() for document in found]
 THE_APIS_OWN = [(name, document) for name, document in IN_ALL if "istio.io/" not in document["apiVersion"]]
 (SECRET,) = documents("secret.example.yaml")
+(APPLICATION,) = kustomize.read(FOLDER / "application.yaml")
 
 
 def the(kind: str, among: Sequence[dict[str, Any]] = DEPLOYED, name: str = "authservice") -> dict[str, Any]:
-    wanted = {"ClusterRoleBinding": "authservice-reviews-tokens", "Namespace": "auth"}.get(kind, name)
+    reviews = dict.fromkeys(("ClusterRole", "ClusterRoleBinding"), "authservice-reviews-tokens")
+    wanted = {**reviews, "Namespace": "auth"}.get(kind, name)
     (found,) = [
         document for document in among if (document["kind"], document["metadata"]["name"]) == (kind, wanted)
     ]
@@ -74,26 +74,22 @@ def named(document: Mapping[str, Any]) -> str:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     "document",
-    [*(document for _, document in THE_APIS_OWN), SECRET],
-    ids=[*(f"{overlay}-{named(document)}" for overlay, document in THE_APIS_OWN), "secret"],
+    [*(document for _, document in THE_APIS_OWN), SECRET, APPLICATION],
+    ids=[*(f"{overlay}-{named(document)}" for overlay, document in THE_APIS_OWN), "secret", "application"],
 )
 def test_the_schemas_of_the_api_accept_it(document: dict[str, Any], version: str) -> None:
     kubernetes_validate.validate(document, version, strict=True)
 
 
+@pytest.mark.external
 @pytest.mark.parametrize("overlay", [*OVERLAYS, "kubernetes/base"])
 def test_kubectl_puts_the_same_together(overlay: str) -> None:
-    kubectl = shutil.which("kubectl")
-    if kubectl is None:
-        pytest.skip("kubectl is not installed")
     folder = ROOT / "deploy" / overlay
-    done = subprocess.run([kubectl, "kustomize", folder], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
 
     def sorted_by_name(documents: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         return sorted(documents, key=named)
 
-    assert sorted_by_name(yaml.safe_load_all(done.stdout)) == sorted_by_name(kustomize.build(folder))
+    assert sorted_by_name(kustomize.by_kubectl(folder)) == sorted_by_name(kustomize.build(folder))
 
 
 def test_the_schemas_would_find_a_misspelt_member() -> None:
@@ -108,7 +104,7 @@ def test_everything_in_the_folders_is_deployed_but_the_example_of_a_secret() -> 
         (about,) = kustomize.read(folder / "kustomization.yaml")
         rest = {path.name for path in folder.iterdir()} - set(about["resources"]) - {"kustomization.yaml"}
         assert rest <= {"secret.example.yaml", "mesh-config.yaml"}
-    assert {path.name for path in FOLDER.iterdir()} == {"base", "volume", "redis"}
+    assert {path.name for path in FOLDER.iterdir()} == {"base", "volume", "redis", "application.yaml"}
     for _, document in IN_ALL:
         assert document["kind"] != "Secret"
 
@@ -168,6 +164,14 @@ def test_only_the_gateway_reaches_it() -> None:
     }
 
 
+def test_only_the_gateway_reaches_the_application() -> None:
+    policy, ours = APPLICATION["spec"], the("NetworkPolicy")["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    assert [rule["from"] for rule in policy["ingress"]] == [rule["from"] for rule in ours["ingress"]]
+    routes = kustomize.read(ROOT / "deploy/ingress-nginx/ingress.yaml")
+    assert APPLICATION["metadata"]["namespace"] == routes[0]["metadata"]["namespace"]
+
+
 # --- of one piece -------------------------------------------------------------------------------
 
 
@@ -177,7 +181,7 @@ def test_only_the_gateway_reaches_it() -> None:
 )
 def test_everything_is_in_one_namespace_and_about_the_same_pods(overlay: str, namespace: str) -> None:
     found = OVERLAYS[overlay]
-    without = {"Namespace", "ClusterRoleBinding"}
+    without = {"Namespace", "ClusterRole", "ClusterRoleBinding"}
     for document in found:
         assert document["metadata"].get("namespace") == (
             None if document["kind"] in without else namespace
@@ -197,9 +201,12 @@ def test_everything_is_in_one_namespace_and_about_the_same_pods(overlay: str, na
 
 
 def test_the_pods_account_may_review_tokens_and_nothing_else() -> None:
-    account, binding = the("ServiceAccount"), the("ClusterRoleBinding")
+    account, role, binding = the("ServiceAccount"), the("ClusterRole"), the("ClusterRoleBinding")
+    assert role["rules"] == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
     assert binding["roleRef"] == {
-        "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "system:auth-delegator"
+        "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role["metadata"]["name"]
     }  # fmt: skip
     (subject,) = binding["subjects"]
     assert (subject["kind"], subject["name"], subject["namespace"]) == (
@@ -229,7 +236,11 @@ def test_the_services_are_those_that_istio_knows_also_before_they_are_ready(over
         meta = service["metadata"]
         assert host == f"{meta['name']}.{meta['namespace']}.svc.cluster.local"
         assert {one["port"]: one["targetPort"] for one in service["spec"]["ports"]} == {number: port}
-        assert service["spec"]["publishNotReadyAddresses"] is True
+        # Open paths are answered before provider and store are there: while the one pod is not ready, or by
+        # pods that are ready without them.
+        (container,) = pod_of(overlay)["spec"]["containers"]
+        waits = container["readinessProbe"]["httpGet"]["path"] == "/readyz"
+        assert service["spec"].get("publishNotReadyAddresses", False) is waits
         # Istio takes the protocol from the port's name.
         assert all(one["name"].startswith("http-") for one in service["spec"]["ports"])
 
@@ -251,6 +262,20 @@ def test_pods_that_share_a_redis_keep_nothing_and_are_replaced_without_a_gap() -
     assert deployment["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
     assert [volume["name"] for volume in deployment["template"]["spec"]["volumes"]] == ["secrets"]
     assert not any(document["kind"] == "PersistentVolumeClaim" for document in found)
+
+
+def test_no_pod_that_is_going_or_lost_is_asked_where_another_could_be() -> None:
+    """A Service that publishes addresses which are not ready keeps those of pods at their end, too."""
+    found = OVERLAYS["kubernetes/redis"]
+    for name in ("authservice", "authservice-site"):
+        assert "publishNotReadyAddresses" not in the("Service", found, name)["spec"]
+    pod = pod_of("kubernetes/redis")["spec"]
+    (container,) = pod["containers"]
+    word, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert word == "sleep"  # which the image has
+    server = (ROOT / "authservice/gunicorn_conf.py").read_text()
+    (graceful,) = re.findall(r"^graceful_timeout = (\d+)$", server, re.M)
+    assert int(seconds) + int(graceful) < pod["terminationGracePeriodSeconds"]
 
 
 # --- with the service ---------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs, urlencode, urljoin, urlsplit
 
+from tests.e2e import secure
+from tests.e2e.secure import Tls
 from tests.e2e.wire import Answer, Headers, request
 
 # What a browser says of itself when somebody opens a page.
@@ -44,10 +46,12 @@ class Visit:
 
 @dataclass
 class Person:
-    """``jar`` holds cookies by the host *and port* that set them, which is narrower than a browser's."""
+    """``jar`` holds cookies by the host *and port* that set them, which is narrower than a browser's.
+    ``tls`` is for addresses with https, which are asked over HTTP/2."""
 
     name: str
     connect: Mapping[str, int] = field(default_factory=dict)
+    tls: Tls | None = None
     jar: dict[str, list[Cookie]] = field(default_factory=dict)
     history: list[Visit] = field(default_factory=list)
 
@@ -97,7 +101,15 @@ class Person:
             lines.append(("Cookie", "; ".join(f"{name}={value}" for name, value in cookies.items())))
         port = self.connect.get(place.netloc) or place.port
         assert port, f"nobody listens for {url}"
-        answer = request(port, method, target, host=place.netloc, headers=lines, body=body, seconds=seconds)
+        if place.scheme == "https":
+            assert self.tls is not None
+            answer = secure.request(
+                self.tls, port, method, target, host=place.netloc, headers=lines, body=body, seconds=seconds
+            )
+        else:
+            answer = request(
+                port, method, target, host=place.netloc, headers=lines, body=body, seconds=seconds
+            )
         visit = Visit(method, url, answer)
         self.history.append(visit)
         for line in answer.values("set-cookie"):

@@ -43,10 +43,12 @@ class Seen:
         return [value for key, value in self.headers if key.lower() == name.lower()]
 
     def like(self, name: str) -> list[tuple[str, str]]:
-        """All lines that a lenient application (WSGI, CGI) would read as this header."""
+        """All lines that a lenient application (WSGI, CGI, PHP) would read as this header."""
         folded = name.lower().replace("-", "_")
         return [
-            (key, value) for key, value in self.headers if key.strip().lower().replace("-", "_") == folded
+            (key, value)
+            for key, value in self.headers
+            if key.strip().lower().replace("-", "_").replace(".", "_") == folded
         ]
 
 
@@ -64,6 +66,44 @@ def greeting(seen: Seen) -> bytes:
         f"<!doctype html><html lang=en><title>Application</title><p id=who>{html.escape(who)}</p>"
         f"<p id=target>{html.escape(seen.target)}</p></html>"
     )
+
+
+class _Stream:
+    """What comes on a connection, by lines and by numbers of bytes."""
+
+    def __init__(self, connection: socket.socket, pending: bytes) -> None:
+        self._connection = connection
+        self.pending = bytearray(pending)
+
+    def _more(self) -> None:
+        part = self._connection.recv(1 << 20)
+        if not part:
+            raise ConnectionError("the body ends in the middle")
+        self.pending += part
+
+    def take(self, length: int) -> bytes:
+        while len(self.pending) < length:
+            self._more()
+        taken = bytes(self.pending[:length])
+        del self.pending[:length]
+        return taken
+
+    def line(self) -> bytes:
+        while b"\r\n" not in self.pending:
+            self._more()
+        return self.take(self.pending.index(b"\r\n") + 2)[:-2]
+
+
+def _body(head: Seen, stream: _Stream) -> bytes:
+    if head.values("transfer-encoding") != ["chunked"]:
+        return stream.take(int((head.values("content-length") or ["0"])[0]))
+    pieces = []
+    while length := int(stream.line().partition(b";")[0], 16):
+        pieces.append(stream.take(length))
+        assert stream.line() == b""
+    while stream.line():
+        pass  # fields after the last piece
+    return b"".join(pieces)
 
 
 class Recorder:
@@ -103,11 +143,13 @@ class Recorder:
                             return
                         pending += part
                     head, pending = pending.split(b"\r\n\r\n", 1)
-                    seen = Seen(head, b"")
-                    length = int((seen.values("content-length") or ["0"])[0])
-                    while len(pending) < length:
-                        pending += connection.recv(65536)
-                    seen, pending = Seen(head, pending[:length]), pending[length:]
+                    stream = _Stream(connection, pending)
+                    try:
+                        seen = Seen(head, _body(Seen(head, b""), stream))
+                    except ConnectionError:
+                        self.seen.append(Seen(head, b""))  # it reached us, although not to its end
+                        raise
+                    pending = bytes(stream.pending)
                     self.seen.append(seen)
                     answer = self.answer(seen)
                     if seen.method == "HEAD":

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.e2e import gateways
+from tests.e2e import gateways, secure
 from tests.e2e.person import Person
 from tests.e2e.processes import Program
 from tests.ports import free_port
 from tests.e2e.provider import CLIENT_ID, CLIENT_SECRET, StrictProvider
 from tests.e2e.recorder import Recorder, Seen
+from tests.e2e.secure import Tls
 from tests.e2e.service import Service
 from tests.e2e.wire import Answer, Headers, exchange, request
 
@@ -41,6 +42,7 @@ class Stack:
     application: Recorder
     service: Service
     gateway: Program | None = None
+    tls: Tls | None = None
     people: list[Person] = field(default_factory=list)
     more_secrets: set[str] = field(default_factory=set)
     replicas: list[Service] = field(default_factory=list)
@@ -53,7 +55,7 @@ class Stack:
 
     def person(self, name: str = "alice") -> Person:
         """Somebody with an empty cookie jar."""
-        person = Person(name, {self.host: self.port})
+        person = Person(name, {self.host: self.port}, self.tls)
         self.people.append(person)
         return person
 
@@ -81,9 +83,23 @@ class Stack:
         self.replicas[-1].start()
         return self.replicas[-1]
 
-    def request(self, method: str, target: str, headers: Headers = (), body: bytes = b"") -> Answer:
-        """One request through the gateway, with exactly these lines."""
-        return request(self.port, method, target, host=self.host, headers=headers, body=body)
+    def request(
+        self, method: str, target: str, headers: Headers = (), body: bytes = b"", *, chunk: int = 0
+    ) -> Answer:
+        """One request through the gateway, with exactly these lines; over HTTP/2 where it has TLS.
+        With ``chunk``, nothing says how long the body is."""
+        if self.tls is not None:
+            return secure.request(
+                self.tls,
+                self.port,
+                method,
+                target,
+                host=self.host,
+                headers=headers,
+                body=body,
+                streamed=bool(chunk),
+            )
+        return request(self.port, method, target, host=self.host, headers=headers, body=body, chunk=chunk)
 
     def raw(self, data: bytes) -> Answer:
         """Exactly these bytes to the gateway."""
@@ -129,14 +145,16 @@ def prepare(
     settings: Mapping[str, str] | None = None,
     *,
     outside: str = "",
+    tls: bool = False,
     **of_provider: Any,
 ) -> Stack:
     """The parts of a stack, none of them started but the application. ``outside`` is the origin
-    that the settings name, where it is not the gateway's own; ``of_provider`` goes to `StrictProvider`."""
+    that the settings name, where it is not the gateway's own; with ``tls`` the gateway has a
+    certificate; ``of_provider`` goes to `StrictProvider`."""
     gateways.require_program(kind)
     folder.mkdir(parents=True, exist_ok=True)
     port, site_port = free_port(), free_port()
-    outside = outside or f"http://{HOST}:{port}"
+    outside = outside or f"{'https' if tls else 'http'}://{HOST}:{port}"
     provider = StrictProvider(
         folder,
         [f"{outside}/authservice/oidc/callback"],
@@ -159,7 +177,8 @@ def prepare(
             **(settings or {}),
         },
     )
-    return Stack(kind, folder, port, outside, provider, Recorder(), service)
+    of_gateway = secure.certified(folder, HOST) if tls else None
+    return Stack(kind, folder, port, outside, provider, Recorder(), service, tls=of_gateway)
 
 
 def start_gateway(stack: Stack) -> None:
@@ -167,7 +186,7 @@ def start_gateway(stack: Stack) -> None:
     ports = gateways.Ports(
         stack.port, stack.service.judge_port, stack.service.site_port, stack.application.port
     )
-    stack.gateway = gateways.start(stack.kind, stack.folder, ports)
+    stack.gateway = gateways.start(stack.kind, stack.folder, ports, stack.tls)
 
 
 def start(kind: str, folder: Path, settings: Mapping[str, str] | None = None, **options: Any) -> Stack:

@@ -97,7 +97,7 @@ class World:
         pairs = [f"{name}={value}" for name, value in row.cookies] + cookies
         cut = len(pairs) if row.pieces == 1 else len(row.cookies)
         headers += [("Cookie", "; ".join(line)) for line in (pairs[:cut], pairs[cut:]) if line]
-        return self.stack.request(row.method, row.target, headers, row.body)
+        return self.stack.request(row.method, row.target, headers, row.body, chunk=row.chunk)
 
 
 def email_in(token: str) -> str:
@@ -119,8 +119,9 @@ def an_expired_session(stack: Stack) -> str:
         return Sessions(store, now=then, max_age=settings.session_max_age, labels=labels).begin(session)
 
 
-def start(kind: str, folder: Path, ending: ExitStack) -> World:
-    stack = stacks.prepare(kind, folder, {**SHARED, "WEB_CONCURRENCY": "1"}, claims_in_userinfo_only=False)
+def start(kind: str, folder: Path, ending: ExitStack, *, tls: bool = False) -> World:
+    settings = {**SHARED, "WEB_CONCURRENCY": "1"}
+    stack = stacks.prepare(kind, folder, settings, tls=tls, claims_in_userinfo_only=False)
     ending.callback(stack.stop)
     pool = ThreadPoolExecutor(1)
     ending.callback(pool.shutdown)
@@ -129,7 +130,7 @@ def start(kind: str, folder: Path, ending: ExitStack) -> World:
     tap = Tap(stack.service.judge_port, SLOW.target.encode())
     ending.callback(tap.stop)
     ports = gateways.Ports(stack.port, tap.port, stack.service.site_port, stack.application.port)
-    stack.gateway = gateways.start(kind, folder, ports)
+    stack.gateway = gateways.start(kind, folder, ports, stack.tls)
     plain = stack.application.answer
     stack.application.answer = lambda seen: SWITCHING if seen.values("upgrade") else plain(seen)
     world = World(stack, tap)

@@ -25,6 +25,8 @@ def spellings(name: str) -> dict[str, list[tuple[str, str]]]:
         "underscore": [(under, EVIL)],
         "underscore-capitals": [(under.upper(), EVIL)],
         "underscore-title": [(title.replace("-", "_"), EVIL)],
+        "dot": [(name.replace("-", "."), EVIL)],
+        "dot-title": [(title.replace("-", "."), EVIL)],
         "doubled": [(name, EVIL), (name, EVIL + "-2")],
         "doubled-mixed": [(name, EVIL), (title, EVIL + "-2"), (under, EVIL + "-3")],
         "blank-before-colon": [(name + " ", EVIL)],

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPResponse
 from typing import Any
@@ -41,13 +43,23 @@ class Answer:
         return json.loads(self.body)
 
 
-def exchange(port: int, request: bytes, *, seconds: float = 20, half_close: bool = False) -> Answer:
+def exchange(
+    port: int,
+    request: bytes,
+    *,
+    seconds: float = 20,
+    half_close: bool = False,
+    tls: tuple[ssl.SSLContext, str] | None = None,
+) -> Answer:
     """Sends the bytes to 127.0.0.1 and reads one answer to its end.
 
     Status 0 stands for a connection that was closed without any answer. ``half_close`` says
-    that nothing more will be sent.
+    that nothing more will be sent. ``tls``: inside of that, to a server of this name.
     """
-    with socket.create_connection(("127.0.0.1", port), timeout=seconds) as connection:
+    with ExitStack() as ending:
+        connection = ending.enter_context(socket.create_connection(("127.0.0.1", port), timeout=seconds))
+        if tls is not None:
+            connection = ending.enter_context(tls[0].wrap_socket(connection, server_hostname=tls[1]))
         try:
             connection.sendall(request)
             if half_close:
@@ -62,11 +74,18 @@ def exchange(port: int, request: bytes, *, seconds: float = 20, half_close: bool
             return Answer(0, (), b"")
 
 
-def build(method: str, target: str, host: str, headers: Headers = (), body: bytes = b"") -> bytes:
-    """The bytes of a request; ``target`` and header lines are taken as they are (latin-1)."""
+def build(
+    method: str, target: str, host: str, headers: Headers = (), body: bytes = b"", *, chunk: int = 0
+) -> bytes:
+    """The bytes of a request; ``target`` and header lines are taken as they are (latin-1). ``chunk``:
+    the body comes in pieces of that size, and nobody is told how many (RFC 9112 §7.1)."""
     lines = [f"{method} {target} HTTP/1.1", f"Host: {host}", "Connection: close"]
     lines += [f"{name}: {value}" for name, value in headers]
-    if body:
+    if body and chunk:
+        lines.append("Transfer-Encoding: chunked")
+        parts = (body[start : start + chunk] for start in range(0, len(body), chunk))
+        body = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
+    elif body:
         lines.append(f"Content-Length: {len(body)}")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
 
@@ -79,7 +98,8 @@ def request(
     host: str = "127.0.0.1",
     headers: Headers = (),
     body: bytes = b"",
+    chunk: int = 0,
     seconds: float = 20,
 ) -> Answer:
     """One request on a connection of its own."""
-    return exchange(port, build(method, target, host, headers, body), seconds=seconds)
+    return exchange(port, build(method, target, host, headers, body, chunk=chunk), seconds=seconds)
