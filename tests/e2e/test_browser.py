@@ -30,7 +30,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def context(chromium: Browser, stack: Stack) -> Iterator[BrowserContext]:
     """A browser with nothing in it."""
     fresh = chromium.new_context()
-    fresh.set_default_timeout(15_000)
+    fresh.set_default_timeout(60_000)  # thirty tabs on a busy machine
     yield fresh
     for cookie in fresh.cookies(stack.url):
         stack.more_secrets.add(cookie["value"])
