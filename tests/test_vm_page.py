@@ -312,8 +312,8 @@ def test_the_page_leads_to_a_protected_page(machine: Machine) -> None:
 def test_what_the_readme_says_for_a_terminal_would_start(tmp_path: Path) -> None:
     """The commands that cost something are left out: the environment is this one, and nothing is bound."""
     block = blocks(README.partition("## Run it for real\n")[2], "sh")[0]
-    *lines, serving = block.replace("~/authservice/bin", str(Path(sys.executable).parent)).splitlines()
-    (tmp_path / "authservice").mkdir()
+    *lines, serving = block.replace("~/authservice-trial/bin", str(Path(sys.executable).parent)).splitlines()
+    (tmp_path / "authservice-trial").mkdir()
     lines = [line for line in lines if "-m venv" not in line and "pip install" not in line]
     script = "\n".join([*lines, serving.replace("gunicorn -c", "gunicorn --check-config -c")])
     environment = own_environment() | {"HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -323,4 +323,4 @@ def test_what_the_readme_says_for_a_terminal_would_start(tmp_path: Path) -> None
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "would start" in done.stdout
-    assert (tmp_path / "authservice/client-secret").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "authservice-trial/client-secret").stat().st_mode & 0o777 == 0o600
