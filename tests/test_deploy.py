@@ -338,6 +338,7 @@ LOADED_BY = {
     "kubernetes/volume/kustomization.yaml": _BUILT,
     "nginx/authservice.conf": "test_deploy.py::test_nginx_loads_its_file",
     "systemd/authservice.env": "test_deploy.py::test_the_units_settings_are_a_start_without_problems",
+    "systemd/authservice.sh": "test_vm_page.py::test_the_page_leads_to_a_protected_page",
     "systemd/authservice.service": "test_deploy.py::test_systemd_accepts_the_unit_and_finds_it_confined",
     "traefik/dynamic.yml": "test_deploy.py::test_traefik_starts_with_its_files",
     "traefik/kubernetes/authservice.yaml": _API,
@@ -374,7 +375,7 @@ def test_the_units_settings_are_a_start_without_problems(tmp_path: Path) -> None
     assert (list(found.problems), list(found.warnings)) == ([], [])
     unit = (DEPLOY / "systemd/authservice.service").read_text()
     assert "CLIENT_SECRET" not in environ
-    assert "Environment=CLIENT_SECRET_FILE=%d/client-secret" in unit
+    assert "Environment=CLIENT_SECRET_FILE=/run/credentials/%n/client-secret" in unit
     assert found.settings is not None
     # The default path of the session file is in the unit's state directory.
     assert found.settings.session_store_path.parent == Path("/var/lib/authservice")

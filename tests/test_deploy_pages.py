@@ -3,10 +3,8 @@ they tell people to copy is there and valid."""
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,6 @@ from tests import kustomize
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs" / "gateways"
-BIN = Path(sys.executable).parent
-ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
 PAGES = (
     "istio", "envoy-gateway", "ambassador", "ingress-nginx", "kubernetes", "kubeflow", "vm", "docker"
 )  # fmt: skip
@@ -107,23 +103,3 @@ def test_kubectl_builds_the_overlay_that_the_page_shows(tmp_path: Path) -> None:
 
     ours = overlay_of_the_page(tmp_path / "mine")
     assert by_name(kustomize.by_kubectl(tmp_path / "mine")) == by_name(ours)
-
-
-def test_the_settings_are_laid_out_and_checked_as_the_page_about_a_machine_says(tmp_path: Path) -> None:
-    """Its commands as they stand there, with the places of a machine below ``tmp_path``."""
-    _, layout, check, *_ = blocks("vm", "sh")
-    secret = tmp_path / "etc/authservice/client-secret"
-    for block in (layout, check):
-        lines = [line for line in block.splitlines() if not line.startswith("sudoedit")]
-        script = "\n".join(lines).replace("sudo ", "").replace("/opt/authservice/bin", str(BIN))
-        for place in ("/etc/authservice", "/etc/systemd/system"):
-            script = script.replace(place, f"{tmp_path}{place}")
-        (tmp_path / "etc/systemd/system").mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(
-            ["sh", "-e"], input=script, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        secret.write_text("the secret that the provider gave\n")
-    assert "would start" in done.stdout
-    assert secret.stat().st_mode & 0o777 == 0o600
-    assert (tmp_path / "etc/systemd/system/authservice.service").is_file()

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # What the build needs: the same list as in the Dockerfile (tests/test_deploy.py looks at that one).
 SOURCES = (
-    *("setup.cfg", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "Makefile"),
+    *("pyproject.toml", "setup.cfg", "setup.py", "MANIFEST.in", "README.md", "LICENSE", "Makefile"),
     *("wsgi.py", "gunicorn.conf.py", "authservice", "templates", "deploy", "docs"),
 )
 
