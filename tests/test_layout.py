@@ -80,8 +80,6 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli_doctor": EVERYTHING,
     "doctor": EVERYTHING,
     "wiring": VALUES | {"logs", "ops"},
-    "cli_policy": EVERYTHING,
-    "rehearsal": EVERYTHING,
     "wsgi": {"app", "scrape"},
     "gunicorn_conf": {"errors", "settings", "startup", "scrape"},
 }
