@@ -47,7 +47,7 @@ class Visit:
 @dataclass
 class Person:
     """``jar`` holds cookies by the host *and port* that set them, which is narrower than a browser's.
-    ``tls`` is for addresses with https, which are asked over HTTP/2."""
+    With ``tls``, addresses with https are asked over HTTP/2; without, as if something in front had ended TLS."""
 
     name: str
     connect: Mapping[str, int] = field(default_factory=dict)
@@ -101,8 +101,7 @@ class Person:
             lines.append(("Cookie", "; ".join(f"{name}={value}" for name, value in cookies.items())))
         port = self.connect.get(place.netloc) or place.port
         assert port, f"nobody listens for {url}"
-        if place.scheme == "https":
-            assert self.tls is not None
+        if place.scheme == "https" and self.tls is not None:
             answer = secure.request(
                 self.tls, port, method, target, host=place.netloc, headers=lines, body=body, seconds=seconds
             )
