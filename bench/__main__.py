@@ -24,7 +24,7 @@ from bench.rows import GROUPS, ROWS, Group, Row
 from bench.run import Pace, Patience, measure_group, select
 from bench.stage import STRANGERS, Stage
 
-FULL = Pace(rounds=10, seconds=0.5, warm_up=0.4, patience=90)
+FULL = Pace(rounds=24, seconds=0.2, warm_up=0.4, patience=90)
 QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0)
 DOCUMENT, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 PROCESS, MEMORY, SWEEP, LIST = "process", "memory", "sweep", "list"
