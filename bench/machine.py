@@ -5,14 +5,20 @@ Owns what is read from /proc and /sys and the pinning of processes; knows nothin
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS = os.sysconf("SC_CLK_TCK")
+_PIECES = 60
+_WORD = re.compile(r"\w+")
+_LINES = "\r\n".join(f"X-Field-{number}: {'some words of a value, ' * (1 + number % 5)}" for number in range(20))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,17 @@ def busy_seconds(core: int) -> float:
             user, nice, system, _idle, _wait, _irq, _softirq, steal = map(int, fields[:8])
             return (user + nice + system + steal) / _TICKS
     return 0.0
+
+
+def slowness(core: int) -> float:
+    """The processor time, in seconds, that a fixed piece of work takes on this core just now. It grows when the
+    host lends parts of the core to others (its caches, its second thread), which no account here shows."""
+    with on_core(core):
+        began = time.thread_time()
+        for _ in range(_PIECES):
+            fields = dict(line.split(": ", 1) for line in _LINES.split("\r\n"))
+            json.loads(json.dumps({name.lower(): _WORD.findall(value) for name, value in fields.items()}))
+        return time.thread_time() - began
 
 
 def resident_bytes(pid: int) -> int:

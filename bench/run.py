@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bench.load import Figures, Request, measure
+from bench.machine import slowness
 from bench.programs import BenchError, Missing
 from bench.rows import Group, Row
 from bench.stage import Stage
@@ -60,7 +61,9 @@ def measure_group(
         except (Missing, BenchError) as error:
             say(f"  without «{rows[name].title}»: {error}")
     taken: dict[str, list[Figures]] = {name: [] for name in requests}
+    slowest: list[float] = []
     for number in range(pace.rounds):
+        slow = [slowness(stage.cores.server)]
         for name in in_turn(list(requests), number):
             try:
                 figures = _undisturbed(requests[name], stage, pace, patience)
@@ -74,7 +77,18 @@ def measure_group(
                 f"  {number + 1}/{pace.rounds}  {rows[name].title:48}{figures.rate:10,.0f}/s"
                 f"  p50 {figures.p50 * 1e3:7.2f} ms  p99 {figures.p99 * 1e3:7.2f} ms{others}"
             )
-    return taken
+            slow.append(slowness(stage.cores.server))
+        slowest.append(max(slow))
+    kept = quietest(slowest)
+    say(f"  counted: {', '.join(str(number + 1) for number in kept)}")
+    return {name: [figures[number] for number in kept] for name, figures in taken.items()}
+
+
+def quietest(slowest: Sequence[float]) -> list[int]:
+    """The third of the rounds in which a fixed piece of work was never slow on the server's core, whatever their
+    figures: when the host lends the core to others, an interpreter loses much and the kernel next to nothing."""
+    order = sorted(range(len(slowest)), key=lambda number: slowest[number])
+    return sorted(order[: -(-len(order) // 3)])
 
 
 def in_turn(names: Sequence[str], number: int) -> list[str]:

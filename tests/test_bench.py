@@ -20,7 +20,7 @@ from bench.__main__ import main
 from bench.gateways import KINDS
 from bench.load import Figures, Request
 from bench.rows import GROUPS, ROWS, Group, Row
-from bench.run import Pace, Patience, in_turn, measure_group, select
+from bench.run import Pace, Patience, in_turn, measure_group, quietest, select
 from bench.service import COOKIE_NAME, TARGET, browser, new_session
 from bench.stage import Stage
 from tests.conftest import ask
@@ -125,14 +125,17 @@ class TestTurns:
         assert {in_turn(self.NAMES, number)[0] for number in range(6)} == {*self.NAMES}
 
     def test_a_ratio_is_of_the_same_round_whatever_its_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every measurement is ten per second faster than the one before."""
+        """Every measurement is ten per second faster than the one before. In the first round the core is slow
+        behind the second row, in the third one before the first row."""
         asked: list[int] = []
+        pieces = iter([1.0, 1.0, 1.3, 1.0] + [1.1] * 4 + [1.2, 1.0, 1.0, 1.0] + [1.0] * 4)
 
         def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
             asked.append(request.port)
             return figures(10 * len(asked))
 
         monkeypatch.setattr("bench.run.measure", measure)
+        monkeypatch.setattr("bench.run.slowness", lambda core: next(pieces))
         monkeypatch.setattr(Request, "verify", lambda request: None)
         ports = {name: number for number, name in enumerate(self.NAMES)}
         rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
@@ -143,8 +146,20 @@ class TestTurns:
         warm, *rounds = [asked[at : at + 3] for at in range(0, len(asked), 3)]
         assert warm == [0, 1, 2]
         assert rounds == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
-        assert [one.rate for one in taken["bare"]] == [40, 90, 120, 130]
-        assert [one.rate for one in taken["other"]] == [60, 70, 110, 140]
+        # The rounds' figures were 40, 90, 120, 130 and 60, 70, 110, 140.
+        assert [one.rate for one in taken["bare"]] == [90, 130]
+        assert [one.rate for one in taken["other"]] == [70, 140]
+
+    def test_the_quietest_third_of_the_rounds_counts_whatever_their_figures(self) -> None:
+        assert quietest([3.0, 1.0, 2.0, 5.0, 0.5, 4.0]) == [1, 4]
+        assert quietest([1.0, 1.0, 1.0, 1.0]) == [0, 1]
+        assert quietest([2.0]) == [0] and quietest([]) == []
+
+    def test_the_pace_of_a_core_is_taken_on_that_core(self) -> None:
+        core = min(os.sched_getaffinity(0))
+        before = os.sched_getaffinity(0)
+        assert 0 < machine.slowness(core) < 1
+        assert os.sched_getaffinity(0) == before
 
 
 class TestRows:
