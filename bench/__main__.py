@@ -24,8 +24,8 @@ from bench.rows import GROUPS, ROWS, Group, Row
 from bench.run import Pace, Patience, measure_group, select
 from bench.stage import STRANGERS, Stage
 
-FULL = Pace(rounds=24, seconds=0.2, warm_up=0.4, patience=90)
-QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0)
+FULL = Pace(rounds=24, seconds=0.2, warm_up=0.4, patience=90, calm=40)
+QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0, calm=0)
 DOCUMENT, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 PROCESS, MEMORY, SWEEP, LIST = "process", "memory", "sweep", "list"
 APART = (PROCESS, MEMORY, SWEEP, LIST)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wanted and not set(wanted) - set(APART):
         chosen = []
     pace = QUICK if given.quick else FULL
-    pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.patience)
+    pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.patience, pace.calm)
     results = _run(chosen, rows, pace, given, [word for word in APART if not wanted or word in wanted])
     return _tell(results, given)
 

@@ -19,6 +19,9 @@ from bench.stage import Stage
 DISTURBED = 0.15
 """Which part of a core others may use (of two) before a measurement counts as disturbed."""
 
+SLOWER = 1.2
+"""How many times as long as at best a fixed piece of work may take on a core that counts as calm."""
+
 TRIES = 3
 """How often a disturbed measurement is made at most."""
 
@@ -26,12 +29,13 @@ TRIES = 3
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How long and how often; ``patience`` is how many seconds of the whole run may go into trying
-    disturbed measurements again."""
+    disturbed measurements again, and ``calm`` how many of each group into waiting for a calm core."""
 
     rounds: int
     seconds: float
     warm_up: float
     patience: float
+    calm: float
 
 
 class Patience:
@@ -62,8 +66,9 @@ def measure_group(
             say(f"  without «{rows[name].title}»: {error}")
     taken: dict[str, list[Figures]] = {name: [] for name in requests}
     slowest: list[float] = []
+    calm = Calm(stage.cores.server, pace.calm)
     for number in range(pace.rounds):
-        slow = [slowness(stage.cores.server)]
+        slow = [calm.wait()]
         for name in in_turn(list(requests), number):
             try:
                 figures = _undisturbed(requests[name], stage, pace, patience)
@@ -82,6 +87,27 @@ def measure_group(
     kept = quietest(slowest)
     say(f"  counted: {', '.join(str(number + 1) for number in kept)}")
     return {name: [figures[number] for number in kept] for name, figures in taken.items()}
+
+
+class Calm:
+    """Waits, ``seconds`` in all, for moments in which a core is about as fast as it was in its best one."""
+
+    def __init__(self, core: int, seconds: float) -> None:
+        self._core = core
+        self._left = seconds
+        self._best = slowness(core)
+
+    def wait(self) -> float:
+        """How slow the core is when the wait is over."""
+        began = time.monotonic()
+        while True:
+            slow = slowness(self._core)
+            self._best = min(self._best, slow)
+            waited = time.monotonic() - began
+            if slow <= SLOWER * self._best or waited >= self._left:
+                self._left = max(0.0, self._left - waited)
+                return slow
+            time.sleep(0.1)  # somebody else's work; no condition of ours says when it is over
 
 
 def quietest(slowest: Sequence[float]) -> list[int]:

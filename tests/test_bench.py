@@ -10,6 +10,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from flask import Flask
@@ -20,7 +21,7 @@ from bench.__main__ import main
 from bench.gateways import KINDS
 from bench.load import Figures, Request
 from bench.rows import GROUPS, ROWS, Group, Row
-from bench.run import Pace, Patience, in_turn, measure_group, quietest, select
+from bench.run import Calm, Pace, Patience, in_turn, measure_group, quietest, select
 from bench.service import COOKIE_NAME, TARGET, browser, new_session
 from bench.stage import Stage
 from tests.conftest import ask
@@ -128,7 +129,7 @@ class TestTurns:
         """Every measurement is ten per second faster than the one before. In the first round the core is slow
         behind the second row, in the third one before the first row."""
         asked: list[int] = []
-        pieces = iter([1.0, 1.0, 1.3, 1.0] + [1.1] * 4 + [1.2, 1.0, 1.0, 1.0] + [1.0] * 4)
+        pieces = iter([1.0] + [1.0, 1.0, 1.3, 1.0] + [1.1] * 4 + [1.2, 1.0, 1.0, 1.0] + [1.0] * 4)
 
         def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
             asked.append(request.port)
@@ -140,7 +141,7 @@ class TestTurns:
         ports = {name: number for number, name in enumerate(self.NAMES)}
         rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
         group = Group("group", "A group", tuple(self.NAMES), ("bare",))
-        pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0)
+        pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0, calm=0)
         with Stage(machine.Cores(0, 0), lambda line: None) as stage:
             taken = measure_group(group, rows, stage, pace, Patience(0), lambda line: None)
         warm, *rounds = [asked[at : at + 3] for at in range(0, len(asked), 3)]
@@ -149,6 +150,21 @@ class TestTurns:
         # The rounds' figures were 40, 90, 120, 130 and 60, 70, 110, 140.
         assert [one.rate for one in taken["bare"]] == [90, 130]
         assert [one.rate for one in taken["other"]] == [70, 140]
+
+    def test_a_round_begins_when_the_core_is_calm_or_patience_is_at_its_end(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        clock = [0.0]
+        pieces = iter([1.5, 1.0, 1.5, 1.3, 1.1, *[1.5] * 99])
+        monkeypatch.setattr("bench.run.slowness", lambda core: next(pieces))
+        monkeypatch.setattr("bench.run.time", SimpleNamespace(
+            monotonic=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds)
+        ))  # fmt: skip
+        calm = Calm(0, 1.0)
+        assert (calm.wait(), clock[0]) == (1.0, 0.0)
+        assert (calm.wait(), clock[0]) == (1.1, pytest.approx(0.2))
+        assert (calm.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
+        assert (calm.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
 
     def test_the_quietest_third_of_the_rounds_counts_whatever_their_figures(self) -> None:
         assert quietest([3.0, 1.0, 2.0, 5.0, 0.5, 4.0]) == [1, 4]
