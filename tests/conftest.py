@@ -318,7 +318,11 @@ def make_browser(make_app: Callable[..., Flask], provider: FakeProvider) -> Call
 
 @pytest.fixture
 def browser(make_browser: Callable[..., Browser]) -> Browser:
-    return make_browser()
+    """In front of an application that knows its provider: on a busy machine that may take longer than a request
+    waits for it."""
+    browser = make_browser()
+    until(lambda: browser.app.extensions["authservice"].provider.ready)
+    return browser
 
 
 @pytest.fixture(scope="session")
