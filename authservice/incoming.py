@@ -113,11 +113,13 @@ def _plain_fields(fields: dict[bytes, bytes]) -> dict[str, str]:
     would take its name for another one. llhttp has seen that names are tokens, so they are ASCII."""
     headers: dict[str, str] = {}
     for name, value in fields.items():
-        key = _NAMES.get(name) or name.decode("ascii").lower()
-        if key in _FRAMING or "_" in key:
-            return {}
-        if len(_NAMES) < _MOST_NAMES and len(name) <= _LONGEST_NAME_KEPT:
-            _NAMES[name] = key
+        key = _NAMES.get(name)
+        if key is None:
+            key = name.decode("ascii").lower()
+            if key in _FRAMING or "_" in key:
+                return {}
+            if len(_NAMES) < _MOST_NAMES and len(name) <= _LONGEST_NAME_KEPT:
+                _NAMES[name] = key
         headers[key] = value.strip().decode("latin-1")
     return headers
 

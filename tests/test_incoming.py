@@ -224,6 +224,23 @@ def test_names_of_fields_are_learnt_up_to_a_number_and_stay_right_beyond(monkeyp
     assert known[b"X-One"] == known[b"x-one"] == "x-one" and b"X-Three" not in known
 
 
+@pytest.mark.parametrize("room", [0, 1])
+def test_a_new_name_takes_the_short_way_beside_what_frames_no_body(
+    room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Envoy sends a length of 0 with every check."""
+    known = dict(incoming_module._NAMES)
+    monkeypatch.setattr(incoming_module, "_NAMES", known)
+    monkeypatch.setattr(incoming_module, "_MOST_NAMES", len(known) + room)
+    data = with_fields("Content-Length: 0", "Connection: keep-alive", "X-Never-Seen: 1")
+    for _ in range(2):
+        parts = Incoming(PEER).whole(data)
+        assert parts is not None and parts.headers["x-never-seen"] == "1"
+    assert (b"X-Never-Seen" in known) is bool(room)
+    for framed in ("Content-Length: 1", "Connection: keep-alive, x-never-seen"):
+        assert Incoming(PEER).whole(with_fields(framed, "X-Not-Seen-Either: 1")) is None
+
+
 @pytest.mark.parametrize("line", ["X_One: 1", "CONTENT-LENGTH: 3", "Transfer-encoding: chunked", "uPGRADE: h2c"])
 def test_names_that_say_more_than_their_value_are_not_learnt(line: str) -> None:
     data = with_fields(line)
