@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
@@ -136,6 +137,7 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
     sessions = Sessions(
         store,
         now=now,
+        seconds=time.time if now is utc_now else None,
         max_age=settings.session_max_age,
         idle_timeout=settings.session_idle_timeout,
         cache_size=settings.session_cache_size,

@@ -20,16 +20,17 @@ class FastLane:
     """Answers for the judge port what can be answered without waiting."""
 
     def __init__(self, judge: Judge) -> None:
-        self._door = judge.gateways.door
+        self._place = judge.gateways.place
         self._answer = judge.answer
 
     def ask(self, parts: RequestParts) -> Answer | None:
         """The answer that the full path would give, or ``None``: ask that. For HEAD too the body
         is given; whoever writes the answer leaves it out."""
         try:
-            if self._door(parts) is not None:
+            place = self._place(parts.target or "")
+            if place.door is not None:
                 return None
-            return self._answer(parts, _MEMORY).written
+            return self._answer(parts, _MEMORY, place).written
         except NeedsIO:
             return None
         except Exception:

@@ -8,8 +8,9 @@ found here too, because only the dialect knows which path a gateway really asked
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urlsplit
 
 from authservice.check import AUTH_REQUEST, CheckRequest, RequestParts, names_a_demand
@@ -57,9 +58,8 @@ class EnvoyDialect:
         self._trust = trust
         self._check_prefix = check_prefix
 
-    def original_target(self, parts: RequestParts) -> str | None:
+    def original_target(self, target: str) -> str | None:
         """The target behind ``CHECK_PATH_PREFIX``, or ``None`` when this is not a check of ours."""
-        target = parts.target or ""
         if not self._check_prefix:
             return target
         if not target.startswith(self._check_prefix):
@@ -70,7 +70,9 @@ class EnvoyDialect:
         return rest if rest.startswith("/") else "/" + rest
 
     def read(self, parts: RequestParts) -> CheckRequest:
-        target = self.original_target(parts) if self._check_prefix else parts.target or ""
+        target = parts.target or ""
+        if self._check_prefix:
+            target = self.original_target(target)
         if target is None:
             raise Misdirected("the check's path does not begin with CHECK_PATH_PREFIX")
         scheme, client, forwarded = self._trust.outside(parts)
@@ -225,6 +227,15 @@ class OwnPaths:
     """oauth2-proxy's endpoint for checks, under all its paths."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a request's target alone tells: the ``door`` that it leads to, if it does (``"callback"``, ``"login"``,
+    ``"logout"`` or one of `OwnPaths.further`), and the dialect, unless only the request as a whole tells it."""
+
+    door: str | None
+    dialect: Dialect | None
+
+
 class Gateways:
     """The dialects that ``GATEWAY`` chose, and the way from a request to the one that reads it."""
 
@@ -251,14 +262,20 @@ class Gateways:
         self._doors = {own.callback: "callback", own.login: "login", own.logout: "logout", **own.further}
         # How every path begins that might be asked about otherwise than Envoy asks.
         self._beginnings = (own.verify, own.forward_auth, self._own_prefix[:-1], *own.auth)
+        self.place: Callable[[str], Place] = lru_cache(maxsize=128)(self._place)
+        """The `Place` of a target. The same few come again and again; few are kept, as they are text of anybody's."""
 
-    def door(self, parts: RequestParts) -> str | None:
-        """``"callback"``, ``"login"``, ``"logout"`` or one of `OwnPaths.further` when the request is for one of
-        them, as sent or behind the check prefix."""
-        path = canonical_path(parts.target or "")
+    def _place(self, target: str) -> Place:
+        path = canonical_path(target)
+        usual = path is not None and not path.startswith(self._beginnings)
+        return Place(self._door(target), self._envoy if usual else None)
+
+    def _door(self, target: str) -> str | None:
+        """As sent, or behind the check prefix."""
+        path = canonical_path(target)
         door = self._doors.get(path) if path is not None else None
         if door is None and self._behind_prefix is not None:
-            original = self._behind_prefix.original_target(parts)
+            original = self._behind_prefix.original_target(target)
             path = canonical_path(original) if original is not None else None
             door = self._doors.get(path) if path is not None else None
         return door
@@ -268,9 +285,11 @@ class Gateways:
 
         Raises `errors.Misdirected` when no chosen one does.
         """
-        path = canonical_path(parts.target or "")
-        if path is not None and self._envoy is not None and not path.startswith(self._beginnings):
-            return self._envoy
+        target = parts.target or ""
+        known = self.place(target).dialect
+        if known is not None:
+            return known
+        path = canonical_path(target)
         if path is not None:
             if path.startswith(self._own.verify) and (path + "/").startswith(self._below_verify):
                 return self._verify
@@ -278,7 +297,7 @@ class Gateways:
                 return self._forward_auth
             if path in self._auth_paths:
                 return self._auth
-        elif _behind(parts.target or "", self._own.verify):
+        elif _behind(target, self._own.verify):
             return self._verify
         if self._envoy is None:
             raise Misdirected("no dialect of GATEWAY asks on this path")

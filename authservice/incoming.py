@@ -175,14 +175,15 @@ class Incoming:
         body; ``None`` otherwise, and then nothing was taken. The short way for almost all checks."""
         if self._buffer or self._parts is not None or self._blank_line:
             return None
-        if data[-4:] != _HEAD_END or len(data) > _PLAIN_SIZE:
-            return None
         end = data.find(b"\r\n")
-        line = data[:end].split(b" ")
-        if len(line) != 3 or line[2] != b"HTTP/1.1" or end > MOST_LINE:
+        try:
+            verb, target, version = data[:end].split(b" ")
+            method = _METHODS[verb]
+        except (ValueError, KeyError):
             return None
-        method, target = _METHODS.get(line[0]), line[1]
-        if method is None or target[:1] != b"/":
+        if version != b"HTTP/1.1" or target[:1] != b"/" or end > MOST_LINE or len(data) > _PLAIN_SIZE:
+            return None
+        if data[-4:] != _HEAD_END:
             return None
         plain = self._plain
         fields = plain.fields
@@ -194,8 +195,10 @@ class Incoming:
             self._renew()
             return None
         names = _NAMES
+        headers = {}
         try:
-            headers = {names[name]: value.strip().decode("latin-1") for name, value in fields.items()}
+            for name, value in fields.items():
+                headers[names[name]] = value.strip().decode("latin-1")
         except KeyError:
             headers = _plain_fields(fields)
         # To take them out is several times faster than to count them.

@@ -22,7 +22,7 @@ from werkzeug.routing import Rule
 from authservice.check import Allow, CheckRequest, Deny, Login, Reach, Remark, Reply, RequestParts
 from authservice.entrance import NO_STORE, Entrance, origin
 from authservice.errors import AuthServiceError, Misdirected, NotSent, Reason
-from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Style
+from authservice.gateways import PASSES_ANSWERS_ON, Dialect, Gateways, Place, Style
 from authservice.identity import AuthMethod
 from authservice.logs import Event, request_fields, request_id
 from authservice.navigation import is_navigation
@@ -76,14 +76,16 @@ class Judge:
         self._wiring = wiring
         self._made_for_nobody: dict[object, Any] = {}
 
-    def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK) -> Reply:
-        """The answer to one check.
+    def answer(self, parts: RequestParts, reach: Reach = Reach.NETWORK, place: Place | None = None) -> Reply:
+        """The answer to one check. ``place`` is that of its target, for who has it already.
 
         Under `Reach.MEMORY` raises `check.NeedsIO`, with nothing recorded, when it cannot be
         given without waiting.
         """
         try:
-            dialect = self.gateways.dialect(parts)
+            dialect = place.dialect if place is not None else None
+            if dialect is None:
+                dialect = self.gateways.dialect(parts)
             check = dialect.read(parts)
         except Misdirected as error:
             return self._misdirected(parts, error)
@@ -304,7 +306,7 @@ def blueprint(judge: Judge, doors: Mapping[str, Callable[[], Response]], subdoma
 
     def every() -> Response:
         parts = parts_of(request.environ)
-        door = judge.gateways.door(parts)
+        door = judge.gateways.place(parts.target or "").door
         return doors[door]() if door else response(judge.answer(parts))
 
     def serve_every_method(state: BlueprintSetupState) -> None:

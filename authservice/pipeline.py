@@ -76,7 +76,9 @@ class Pipeline:
                 return decision
 
     def _decide(self, check: CheckRequest, reach: Reach) -> Decision:
-        if self._open_paths.matches(check.path) or (self._preflights_pass and is_preflight(check)):
+        if self._open_paths.matches(check.path) or (
+            self._preflights_pass and check.method == "OPTIONS" and is_preflight(check)
+        ):
             return self._nobody if self._outputs is None else self._outputs(check, self._nobody)
         try:
             identity = self.authenticate(check, reach)
@@ -116,16 +118,13 @@ class Pipeline:
                     403, word.reason, word.public, identity=identity, detail=word.detail, cause=word.cause,
                     remarks=remarks,
                 )
-        allow = self._allow(identity, remarks)
-        return allow if self._outputs is None else self._outputs(check, allow)
-
-    def _allow(self, identity: Identity, remarks: tuple[Remark, ...]) -> Allow:
-        """Rendered once for each identity. (What is kept is not the Allow, which leads back to the
-        identity: such rings are not freed at once.)"""
+        # Rendered once for each identity. (What is kept is not the Allow, which leads back to the identity: such
+        # rings are not freed at once.)
         rendered = identity.made.get(self)
         if rendered is None:
             rendered = identity.made[self] = self._headers.render(identity)
-        return Allow(identity, rendered[0], rendered[1], remarks)
+        allow = Allow(identity, rendered[0], rendered[1], remarks)
+        return allow if self._outputs is None else self._outputs(check, allow)
 
     def _login(self, check: CheckRequest) -> Login:
         return_to = self._return_addresses.for_check(check.scheme, check.host, check.target)

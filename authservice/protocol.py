@@ -208,17 +208,16 @@ class CheckProtocol(HttpToolsProtocol):
         serving = self.server_state
         serving.total_requests += 1
         self._since = serving.tick
-        status, head, body = answer
+        status = answer.status
         start = serving.starts.get(status) or serving.start(status)
-        if parts.method == "HEAD":
-            body = b""
+        body = answer.body if parts.method != "HEAD" else b""
         incoming = self._incoming
         if incoming.keep_alive and not incoming.http10 and not serving.draining:
-            self.transport.write(b"".join((start, head, b"\r\n", body)))
+            self.transport.write(b"".join((start, answer.head, b"\r\n", body)))
         else:
             goes_on = self._goes_on()
             how = b"connection: keep-alive\r\n\r\n" if goes_on else b"connection: close\r\n\r\n"
-            self.transport.write(b"".join((start, head, how, body)))
+            self.transport.write(b"".join((start, answer.head, how, body)))
             if not goes_on and incoming.keep_alive:
                 self._leave()
             elif not goes_on:

@@ -170,7 +170,6 @@ class Wiring:
         looks: dict[Sent, Callable[[CheckRequest], bool]] = {
             Sent.COOKIE: self._cookie,
             Sent.ACCEPT: self._accept,
-            Sent.AUTHORIZATION: _authorization,
         }
         if wants_scheme:
             looks[Sent.SCHEME] = self._scheme
@@ -262,11 +261,6 @@ class Wiring:
                 "remedy": lines(sent, self._gateways, self._prefix),
             },
         )
-
-
-def _authorization(check: CheckRequest) -> bool:
-    """Whoever sends none may have none: only the doctor is known to have sent one."""
-    return "authorization" in check.headers
 
 
 def _is_program(check: CheckRequest) -> bool:

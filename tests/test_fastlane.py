@@ -13,6 +13,7 @@ import pytest
 from authservice.check import NeedsIO, Reach, Reply, RequestParts
 from authservice.errors import AuthServiceError
 from authservice.fastlane import Answer, FastLane
+from authservice.gateways import Place
 from authservice.logs import JsonLines
 from authservice.sessions.seal import new_secret
 from tests.conftest import Browser, ask
@@ -38,16 +39,16 @@ def lines(answer: Answer) -> list[tuple[str, str]]:
     return [(name.decode(), value.decode("latin-1")) for name, _, value in pairs]
 
 
-def saying(reply: Reply | Exception, door: str | None = None) -> FastLane:
+def saying(reply: Reply | Exception) -> FastLane:
     """A lane in front of a judge that has one answer for everything."""
 
-    def answer(parts: RequestParts, reach: Reach) -> Reply:
+    def answer(parts: RequestParts, reach: Reach, place: Place) -> Reply:
         assert reach is Reach.MEMORY
         if isinstance(reply, Exception):
             raise reply
         return reply
 
-    judge: Any = SimpleNamespace(answer=answer, gateways=SimpleNamespace(door=lambda parts: door))
+    judge: Any = SimpleNamespace(answer=answer, gateways=SimpleNamespace(place=lambda target: Place(None, None)))
     return FastLane(judge)
 
 

@@ -277,4 +277,4 @@ class TestChoice:
         ],
     )
     def test_h09_doors_are_found_by_path_and_not_through_another_dialect(self, target: str, door: str | None) -> None:
-        assert Gateways(["envoy", "nginx", "caddy"], NOBODY, OWN, "/check").door(parts(target)) == door
+        assert Gateways(["envoy", "nginx", "caddy"], NOBODY, OWN, "/check").place(target).door == door

@@ -14,12 +14,12 @@ from datetime import timedelta
 
 from werkzeug.http import dump_cookie
 
-from authservice.sessions.seal import is_secret
+from authservice.sessions.seal import SECRET_LENGTH, is_secret
 
 MOST_TRIED = 4
 """How many cookies of our name are tried; each one that is well formed costs a store read."""
 
-_WELL_FORMED = r"[ \t]*=[ \t]*([A-Za-z0-9_-]{49})[ \t]*(?:[;,]|\Z)"
+_WELL_FORMED = rf"[ \t]*=[ \t]*([A-Za-z0-9_-]{{{SECRET_LENGTH}}})[ \t]*(?:[;,]|\Z)"
 """The rest of our cookie behind its name, up to the next one."""
 
 
@@ -58,12 +58,19 @@ def candidates(name: str) -> Callable[[str], str | None]:
     none. Searches for the name instead of reading every cookie, since most of a long header is other
     people's."""
     # Looked for as plain text, which passes over what shares no letters with the name; what stands before and
-    # behind it is looked at afterwards.
+    # behind it is looked at afterwards. As browsers write it (RFC 6265 §5.4), that takes no expression.
     behind = re.compile(_WELL_FORMED).match
-    length = len(name)
+    length, begin = len(name), len(name) + 1
+    end = begin + SECRET_LENGTH
 
     def first(cookie_header: str) -> str | None:
         at = cookie_header.find(name)
+        if (
+            (at == 0 or (at > 0 and cookie_header[at - 2 : at] == "; "))
+            and cookie_header[at + length : at + begin] == "="
+            and cookie_header[at + end : at + end + 1] in ("", ";")
+        ):
+            return cookie_header[at + begin : at + end]
         while at >= 0:
             found = behind(cookie_header, at + length)
             if found is not None:

@@ -50,8 +50,8 @@ class LiveSession:
 class Copy:
     """A session as the store held it under ``stamp`` in ``version``. ``limit`` is the moment from
     which it says nothing any more, ``ends`` the one that no use of it moves. From ``due`` on its next
-    use is to be marked; until ``quick`` (never later than either) nothing about it needs a second
-    look."""
+    use is to be marked; until ``quick`` (in seconds since 1970, never later than either) nothing about
+    it needs a second look."""
 
     session: LiveSession
     key: str
@@ -59,7 +59,7 @@ class Copy:
     ends: datetime
     limit: datetime
     due: datetime
-    quick: datetime
+    quick: float
     stamp: object
 
 

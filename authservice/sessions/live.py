@@ -55,6 +55,7 @@ class Sessions:
     """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit; without
     ``labels`` nobody finds a session but by its secret. A refresh is due ``refresh_ahead`` before the
     access token ends; with ``ends_with_token`` a session without a refresh token ends with it.
+    ``seconds`` is the same clock as ``now``, in seconds since 1970, where there is a quicker way to ask.
 
     At most ``cache_size`` sessions are kept decoded in memory, between ``start`` and ``stop``. A
     session that ended anywhere is dead here as soon as the store's `Watch` can know.
@@ -73,9 +74,11 @@ class Sessions:
         refresh_ahead: timedelta = timedelta(0),
         ends_with_token: bool = False,
         keep_tokens: KeepTokens | None = None,
+        seconds: Callable[[], float] | None = None,
     ) -> None:
         self._store = store
         self._now = now
+        self._seconds = seconds or (lambda: now().timestamp())
         self._max_age = max_age
         self._idle = idle_timeout
         self._labels = labels
@@ -117,7 +120,7 @@ class Sessions:
         refresh of it is due. ``None`` says nothing: `load` tells. Never waits."""
         stamp = self._stamp()
         copy = self._find(secret)  # after the stamp: what it vouches for is not forgotten then
-        if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
+        if copy is not None and copy.stamp == stamp and self._seconds() < copy.quick:
             self._count_hit()
             return copy.session
         return None
@@ -131,7 +134,7 @@ class Sessions:
         """
         stamp = self._watch.stamp()
         copy = self._copies.find(secret)  # after the stamp: what it vouches for is not forgotten then
-        if copy is not None and copy.stamp == stamp and self._now() < copy.quick:
+        if copy is not None and copy.stamp == stamp and self._seconds() < copy.quick:
             self._count_hit()
             return copy.session
         if not is_secret(secret):
@@ -191,7 +194,7 @@ class Sessions:
             if stamp is not None:
                 ends = min(self._end(session), entry.expires)
                 limit, next_due = self._limits(session.last_seen, ends)
-                copy = Copy(live, key, entry.version, ends, limit, now if due else next_due, now, stamp)
+                copy = Copy(live, key, entry.version, ends, limit, now if due else next_due, 0.0, stamp)
                 copy.quick = _quick_until(copy, now)
                 keep(secret, copy)
             return live
@@ -437,6 +440,6 @@ class Sessions:
         return msgspec.structs.replace(session, label_key=self._labels.key_id, labelled=self._now())
 
 
-def _quick_until(copy: Copy, now: datetime) -> datetime:
+def _quick_until(copy: Copy, now: datetime) -> float:
     quick = min(copy.limit, copy.due, now + _RECENT)
-    return min(quick, copy.session.refresh_due) if copy.session.refresh_due else quick
+    return (min(quick, copy.session.refresh_due) if copy.session.refresh_due else quick).timestamp()

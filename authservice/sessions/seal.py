@@ -23,6 +23,9 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+SECRET_LENGTH = 49
+"""Characters of a session's secret: 43 of chance and 6 that follow from them."""
+
 MAX_SEALED = 16384
 """Characters; anything longer is not opened, so nobody makes us decrypt megabytes."""
 
@@ -30,7 +33,7 @@ _KEYRING_VERSION = 1
 _RECORD_VERSION = 1
 _SECRET_BYTES = 32
 _SECRET_CHARS = 43
-_CHECK_CHARS = 6
+_CHECK_CHARS = SECRET_LENGTH - _SECRET_CHARS
 _SESSION = "session-"
 _PUBLIC_ID = re.compile(r"[0-9a-f]{64}")
 _KEY_ID = 4
@@ -208,7 +211,7 @@ def _derive(secret: str, label: bytes) -> bytes:
 
 
 def _secret_bytes(text: str) -> bytes | None:
-    if len(text) != _SECRET_CHARS + _CHECK_CHARS or not text.isascii():
+    if len(text) != SECRET_LENGTH or not text.isascii():
         return None
     secret, check = text[:_SECRET_CHARS], text[_SECRET_CHARS:]
     return _from_text(secret) if check == _check(secret) else None
