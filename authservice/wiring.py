@@ -181,10 +181,10 @@ class Wiring:
         self._read = True
         if MARK in check.target:
             self._asked_by_the_doctor(check)
-        for came in self._looks:
-            if came(check):
+        for settled in self._looks:
+            if settled(check):
                 # Two threads may both take one out; then the second one is looked for once more.
-                self._looks = tuple(look for look in self._looks if look != came)
+                self._looks = tuple(look for look in self._looks if look != settled)
 
     def not_understood(self) -> None:
         """A check came that lacks what tells the original request."""
@@ -197,31 +197,27 @@ class Wiring:
         self._logins += 1
         self._logins_again += before > 0
 
-    # --- what may come ------------------------------------------------------------------------
+    # --- what may come: each says whether that is settled, as it came or as its lack has been told -------------
 
     def _cookie(self, check: CheckRequest) -> bool:
         if "cookie" in check.headers:
             return True
-        if self._logins_again and "authorization" not in check.headers:
-            self._miss(Sent.COOKIE)
-        return False
+        return bool(self._logins_again) and "authorization" not in check.headers and self._miss(Sent.COOKIE)
 
     def _accept(self, check: CheckRequest) -> bool:
         if "accept" in check.headers:
             return True
         # Scanners call themselves Mozilla and send no Accept; a gateway that passes on next to nothing hides
         # even that a browser asks. Both are taken for people only where there are any.
-        people = self._logins or f"{self._session_cookie}=" in check.header("cookie")
-        if "sec-fetch-mode" in check.headers or (people and not _is_program(check)):
-            self._miss(Sent.ACCEPT)
-        return False
+        people = self._logins > 0 or f"{self._session_cookie}=" in check.header("cookie")
+        asks = "sec-fetch-mode" in check.headers or (people and not _is_program(check))
+        return asks and self._miss(Sent.ACCEPT)
 
     def _scheme(self, check: CheckRequest) -> bool:
         if check.scheme is not None or "x-forwarded-proto" in check.headers:
             return True
-        if not _is_program(check):  # one that tries the port itself passes no gateway
-            self._miss(Sent.SCHEME)
-        return False
+        # A program that tries the port itself passes no gateway.
+        return not _is_program(check) and self._miss(Sent.SCHEME)
 
     def _asked_by_the_doctor(self, check: CheckRequest) -> None:
         """Of this one it is known what was sent with it."""
@@ -242,10 +238,13 @@ class Wiring:
 
     # --- what is missed -----------------------------------------------------------------------
 
-    def _miss(self, sent: Sent) -> None:
+    def _miss(self, sent: Sent) -> bool:
+        """Whether it has been missed often enough, and is told."""
         self._signs[sent] += 1
-        if self._signs[sent] >= SIGNS:
-            self._tell(sent)
+        if self._signs[sent] < SIGNS:
+            return False
+        self._tell(sent)
+        return True
 
     def _tell(self, sent: Sent) -> None:
         with self._telling:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
@@ -128,6 +129,33 @@ def test_no_accept_where_next_to_nothing_comes(seen: Seen) -> None:
     seen.wiring.logged_in(0)
     seen.check({}, times=SIGNS)
     assert seen.told == ["accept"]
+
+
+@pytest.mark.parametrize("headers", [
+    {"cookie": "authservice_session=x"},
+    {"cookie": "authservice_session=x", "accept": "*/*", "x-forwarded-proto": "https"},
+])  # fmt: skip
+def test_what_came_or_was_told_is_not_looked_for_any_more(
+    caplog: pytest.LogCaptureFixture, seen: Seen, headers: dict[str, str]
+) -> None:
+    """Every check pays for what is looked for in it."""
+    looked: list[str] = []
+
+    class Watched(dict[str, str]):
+        def __contains__(self, name: object) -> bool:
+            looked.append(str(name))
+            return super().__contains__(name)
+
+        def get(self, name: str, default: Any = None) -> Any:
+            looked.append(name)
+            return super().get(name, default)
+
+    seen = Seen(caplog, wants_scheme=True)
+    seen.check(Watched(headers), times=SIGNS)
+    assert {"cookie", "accept", "x-forwarded-proto"} <= set(looked)
+    looked.clear()
+    seen.check(Watched(headers))
+    assert looked == []
 
 
 def test_no_scheme_where_nothing_else_tells_it(caplog: pytest.LogCaptureFixture, seen: Seen) -> None:
