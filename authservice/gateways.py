@@ -60,8 +60,6 @@ class EnvoyDialect:
 
     def original_target(self, target: str) -> str | None:
         """The target behind ``CHECK_PATH_PREFIX``, or ``None`` when this is not a check of ours."""
-        if not self._check_prefix:
-            return target
         if not target.startswith(self._check_prefix):
             return None
         rest = target[len(self._check_prefix):]
@@ -70,9 +68,9 @@ class EnvoyDialect:
         return rest if rest.startswith("/") else "/" + rest
 
     def read(self, parts: RequestParts) -> CheckRequest:
-        target = parts.target or ""
+        target: str | None = parts.target or ""
         if self._check_prefix:
-            target = self.original_target(target)
+            target = self.original_target(parts.target or "")
         if target is None:
             raise Misdirected("the check's path does not begin with CHECK_PATH_PREFIX")
         scheme, client, forwarded = self._trust.outside(parts)

@@ -21,11 +21,11 @@ from bench.load import Request
 from bench.memory import measure_memory
 from bench.programs import INSTALL, ROOT, BenchError
 from bench.rows import GROUPS, ROWS, Group, Row
-from bench.run import Pace, Patience, measure_group, select
+from bench.run import Pace, measure_group, select
 from bench.stage import STRANGERS, Stage
 
-FULL = Pace(rounds=24, seconds=0.2, warm_up=0.4, patience=90, calm=40)
-QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0, calm=0)
+FULL = Pace(rounds=20, seconds=0.2, warm_up=0.4, patience=60)
+QUICK = Pace(rounds=2, seconds=0.4, warm_up=0.2, patience=0)
 DOCUMENT, PICTURE = ROOT / "docs" / "performance.md", ROOT / "docs" / "performance.svg"
 PROCESS, MEMORY, SWEEP, LIST = "process", "memory", "sweep", "list"
 APART = (PROCESS, MEMORY, SWEEP, LIST)
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if wanted and not set(wanted) - set(APART):
         chosen = []
     pace = QUICK if given.quick else FULL
-    pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.patience, pace.calm)
+    pace = Pace(given.rounds or pace.rounds, given.seconds or pace.seconds, pace.warm_up, pace.patience)
     results = _run(chosen, rows, pace, given, [word for word in APART if not wanted or word in wanted])
     return _tell(results, given)
 
@@ -94,10 +94,9 @@ def _run(
         _say("There is one core only: servers and load generator take turns on it, and figures say little.")
     os.sched_setaffinity(0, {cores.load})
     logging.getLogger("authservice").setLevel(logging.ERROR)  # of services in this process; who runs it knows
-    patience = Patience(pace.patience)
     with Stage(cores, _say) as stage:
         for group in groups:
-            results.figures[group.name] = measure_group(group, rows, stage, pace, patience, _say)
+            results.figures[group.name] = measure_group(group, rows, stage, pace, _say)
         if PROCESS in others:
             _say("\nIn the process, by credential and by policies")
             with tempfile.TemporaryDirectory(prefix="authservice-bench-") as folder:

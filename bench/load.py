@@ -84,14 +84,15 @@ class Request:
 @dataclass(frozen=True, slots=True)
 class Figures:
     """One measurement: requests per second, latencies in seconds, processor time of the server's
-    processes for one request in seconds (0 when they are not ours), and which part of the two cores
-    others used meanwhile."""
+    processes for one request in seconds (0 when they are not ours), which part of the two cores
+    others used meanwhile, and how slow the slower core was just before or after (`machine.slowness`)."""
 
     rate: float
     p50: float
     p99: float
     cpu: float
     disturbed: float
+    slowness: float = 0.0
 
 
 def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:

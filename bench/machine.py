@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+CALM = 1.2
+"""How many times as long as at best a fixed piece of work may take on a core that counts as calm."""
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PIECES = 60
 _WORD = re.compile(r"\w+")

@@ -68,12 +68,12 @@ def marks(results: Results) -> list[tuple[str, list[Mark]]]:
             Mark(
                 results.rows[name].title,
                 name not in OURS_NOT and name not in peers,
-                statistics.median(one.rate for one in measured[name]),
-                statistics.median(one.p50 for one in measured[name]),
-                statistics.median(one.p99 for one in measured[name]),
+                statistics.median(one.rate for one in taken),
+                statistics.median(one.p50 for one in taken),
+                statistics.median(one.p99 for one in taken),
             )
             for name in (*names, *peers)
-            if measured.get(name)
+            if (taken := results.counted(group, name))
         ]
         if rows:
             drawn.append((titles[group], rows))

@@ -1,7 +1,7 @@
 """From figures to what is said of them: medians, spreads, ratios, and whether what is wanted holds.
 
 Ratios are taken within a round, where both sides met the same machine, and their median is said with
-the smallest and the largest. Knows the rows by name; measures nothing.
+the smallest and the largest. Of all rounds the `quietest` count. Knows the rows by name; measures nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from bench import bearer, listing, sweeping
 from bench.listing import Listing
 from bench.load import Figures
+from bench.machine import CALM
 from bench.memory import MANY_CHECKS, SETTLED, Memory
 from bench.policies import MANY, MANY_HOSTS
 from bench.rows import Group, Pair, Row
@@ -38,6 +39,18 @@ class Spread:
     def __str__(self) -> str:
         places = 2 if self.middle < 9.95 else 1
         return f"{self.middle:.{places}f} ({self.low:.{places}f}–{self.high:.{places}f})"
+
+
+def quietest(*sides: Sequence[Figures]) -> list[tuple[Figures, ...]]:
+    """What was measured in the rounds in which the cores were about at their best while these sides had their
+    turn, and in a quarter of the rounds at least, whatever came of it: when the host lends a core to others, an
+    interpreter loses much and the kernel next to nothing."""
+    rounds = list(zip(*sides))
+    slowest = [max(one.slowness for one in figures) for figures in rounds]
+    if not rounds:
+        return []
+    bound = max(CALM * min(slowest), sorted(slowest)[(len(rounds) - 1) // 4])
+    return [figures for figures, slow in zip(rounds, slowest) if slow <= bound]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,18 +89,22 @@ class Results:
     def ratio(self, group: str, row: str, base: str) -> Spread | None:
         """How much more of the row's requests are answered than of the base's."""
         here = self.figures.get(group, {})
-        pairs = list(zip(here.get(row, ()), here.get(base, ())))
+        pairs = quietest(here.get(row, ()), here.get(base, ()))
         return Spread.of([one.rate / other.rate for one, other in pairs]) if pairs else None
 
     def pair(self, group: str, pair: Pair) -> Compared | None:
         """What the check adds; None when one of the two was not measured."""
         here = self.figures.get(group, {})
-        rounds = tuple(zip(here.get(pair.plain, ()), here.get(pair.checked, ())))
-        return Compared(rounds) if rounds else None
+        rounds = quietest(here.get(pair.plain, ()), here.get(pair.checked, ()))
+        return Compared([(plain, checked) for plain, checked in rounds]) if rounds else None
+
+    def counted(self, group: str, row: str) -> list[Figures]:
+        """The row's own quietest figures."""
+        return [one for (one,) in quietest(self.figures.get(group, {}).get(row, ()))]
 
     def tail(self, group: str, row: str) -> Spread | None:
         """p99 divided by p50."""
-        taken = self.figures.get(group, {}).get(row, ())
+        taken = self.counted(group, row)
         return Spread.of([one.p99 / one.p50 for one in taken if one.p50]) if taken else None
 
     def disturbed(self) -> float:
@@ -179,7 +196,7 @@ def verdicts(results: Results) -> list[tuple[Target, Spread, bool]]:
 
 
 def _cells(results: Results, group: Group, name: str) -> list[str]:
-    taken = results.figures[group.name][name]
+    taken = results.counted(group.name, name)
     rate = Spread.of([one.rate for one in taken])
     ratios = {base: results.ratio(group.name, name, base) for base in group.bases_of(name)}
     own = group.own_base.get(name)
@@ -302,7 +319,8 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
         "groups": {
             group: {
                 name: [
-                    {"rate": one.rate, "p50": one.p50, "p99": one.p99, "cpu": one.cpu, "others": one.disturbed}
+                    {"rate": one.rate, "p50": one.p50, "p99": one.p99, "cpu": one.cpu, "others": one.disturbed,
+                     "slowness": one.slowness}
                     for one in taken
                 ]
                 for name, taken in rows.items()

@@ -1,17 +1,17 @@
 """Taking turns: the rows of a group one after the other, round after round, in another order each time.
 
 Gives one `Figures` for each row and round. A measurement during which others kept the cores busy is
-repeated, whatever its figure was; which part they had is kept with it.
+repeated, whatever its figure was; which part they had is kept with it, and how slow the cores were.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.load import Figures, Request, measure
-from bench.machine import slowness
+from bench.machine import CALM, Cores, slowness
 from bench.programs import BenchError, Missing
 from bench.rows import Group, Row
 from bench.stage import Stage
@@ -19,42 +19,57 @@ from bench.stage import Stage
 DISTURBED = 0.15
 """Which part of a core others may use (of two) before a measurement counts as disturbed."""
 
-SLOWER = 1.2
-"""How many times as long as at best a fixed piece of work may take on a core that counts as calm."""
-
 TRIES = 3
-"""How often a disturbed measurement is made at most."""
+"""How often a measurement is made at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long and how often; ``patience`` is how many seconds of the whole run may go into trying
-    disturbed measurements again, and ``calm`` how many of each group into waiting for a calm core."""
+    """How long and how often; ``patience`` is how many seconds of each group may go into waiting for calm
+    cores and into trying again what was measured on others."""
 
     rounds: int
     seconds: float
     warm_up: float
     patience: float
-    calm: float
 
 
 class Patience:
-    """What is left of it."""
+    """Waits, ``seconds`` in all, for moments in which both cores are about as fast as they were in their best one."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, cores: Cores, seconds: float) -> None:
+        self._cores = cores
         self._left = seconds
+        self._best = self.look()
+
+    def look(self) -> float:
+        """How slow the slower core is: a slow one for the load generator would flatter what is slower than it."""
+        return max(slowness(core) for core in {self._cores.server, self._cores.load})
 
     def lasts(self) -> bool:
         return self._left > 0
 
-    def wait(self, began: float, seconds: float) -> None:
-        """Pauses for so long; the time since ``began`` is used up with it."""
-        time.sleep(seconds)  # somebody else's burst; no condition of ours says when it is over
-        self._left -= time.monotonic() - began
+    def is_calm(self, slow: float) -> bool:
+        self._best = min(self._best, slow)
+        return slow <= CALM * self._best
+
+    def wait(self) -> float:
+        """How slow the slower core is when the wait is over."""
+        began = time.monotonic()
+        while True:
+            slow = self.look()
+            if self.is_calm(slow) or time.monotonic() - began >= self._left:
+                self.use(began)
+                return slow
+            time.sleep(0.1)  # somebody else's work; no condition of ours says when it is over
+
+    def use(self, began: float) -> None:
+        """What went by since then is used up."""
+        self._left = max(0.0, self._left - (time.monotonic() - began))
 
 
 def measure_group(
-    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, patience: Patience, say: Callable[[str], None]
+    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, say: Callable[[str], None]
 ) -> dict[str, list[Figures]]:
     """The figures of each row that can be measured here; what is missing is said."""
     say(f"\n{group.title}")
@@ -65,10 +80,8 @@ def measure_group(
         except (Missing, BenchError) as error:
             say(f"  without «{rows[name].title}»: {error}")
     taken: dict[str, list[Figures]] = {name: [] for name in requests}
-    slowest: list[float] = []
-    calm = Calm(stage.cores.server, pace.calm)
+    patience = Patience(stage.cores, pace.patience)
     for number in range(pace.rounds):
-        slow = [calm.wait()]
         for name in in_turn(list(requests), number):
             try:
                 figures = _undisturbed(requests[name], stage, pace, patience)
@@ -80,41 +93,10 @@ def measure_group(
             others = f"  others {figures.disturbed:.0%}" if figures.disturbed > DISTURBED else ""
             say(
                 f"  {number + 1}/{pace.rounds}  {rows[name].title:48}{figures.rate:10,.0f}/s"
-                f"  p50 {figures.p50 * 1e3:7.2f} ms  p99 {figures.p99 * 1e3:7.2f} ms{others}"
+                f"  p50 {figures.p50 * 1e3:7.2f} ms  p99 {figures.p99 * 1e3:7.2f} ms"
+                f"  pace {figures.slowness * 1e3:.1f} ms{others}"
             )
-            slow.append(slowness(stage.cores.server))
-        slowest.append(max(slow))
-    kept = quietest(slowest)
-    say(f"  counted: {', '.join(str(number + 1) for number in kept)}")
-    return {name: [figures[number] for number in kept] for name, figures in taken.items()}
-
-
-class Calm:
-    """Waits, ``seconds`` in all, for moments in which a core is about as fast as it was in its best one."""
-
-    def __init__(self, core: int, seconds: float) -> None:
-        self._core = core
-        self._left = seconds
-        self._best = slowness(core)
-
-    def wait(self) -> float:
-        """How slow the core is when the wait is over."""
-        began = time.monotonic()
-        while True:
-            slow = slowness(self._core)
-            self._best = min(self._best, slow)
-            waited = time.monotonic() - began
-            if slow <= SLOWER * self._best or waited >= self._left:
-                self._left = max(0.0, self._left - waited)
-                return slow
-            time.sleep(0.1)  # somebody else's work; no condition of ours says when it is over
-
-
-def quietest(slowest: Sequence[float]) -> list[int]:
-    """The third of the rounds in which a fixed piece of work was never slow on the server's core, whatever their
-    figures: when the host lends the core to others, an interpreter loses much and the kernel next to nothing."""
-    order = sorted(range(len(slowest)), key=lambda number: slowest[number])
-    return sorted(order[: -(-len(order) // 3)])
+    return taken
 
 
 def in_turn(names: Sequence[str], number: int) -> list[str]:
@@ -135,14 +117,19 @@ def _ready(name: str, row: Row, stage: Stage, pace: Pace) -> Request:
 
 
 def _undisturbed(request: Request, stage: Stage, pace: Pace, patience: Patience) -> Figures:
-    """The least disturbed of up to `TRIES`; the first one, when nobody disturbs."""
+    """One on calm cores that nobody else used, or else the best in that of up to `TRIES`, whatever came of it."""
     tries: list[Figures] = []
     while True:
-        began = time.monotonic()
-        tries.append(measure(request, pace.seconds, stage.cores))
-        if tries[-1].disturbed <= DISTURBED or len(tries) == TRIES or not patience.lasts():
-            return min(tries, key=lambda one: one.disturbed)
-        patience.wait(began, 0.2 * len(tries))
+        before, began = patience.wait(), time.monotonic()
+        one = measure(request, pace.seconds, stage.cores)
+        one = replace(one, slowness=max(before, patience.look()))
+        tries.append(one)
+        good = one.disturbed <= DISTURBED and patience.is_calm(one.slowness)
+        if good or len(tries) == TRIES or not patience.lasts():
+            return min(tries, key=lambda each: (max(each.disturbed, DISTURBED), each.slowness))
+        if one.disturbed > DISTURBED:
+            time.sleep(0.2 * len(tries))  # somebody else's burst; no condition of ours says when it is over
+        patience.use(began)
 
 
 def select(groups: Sequence[Group], wanted: Sequence[str], rows: Mapping[str, Row], *, heavy: bool) -> list[Group]:

@@ -21,7 +21,7 @@ from bench.__main__ import main
 from bench.gateways import KINDS
 from bench.load import Figures, Request
 from bench.rows import GROUPS, ROWS, Group, Row
-from bench.run import Calm, Pace, Patience, in_turn, measure_group, quietest, select
+from bench.run import Pace, Patience, in_turn, measure_group, select
 from bench.service import COOKIE_NAME, TARGET, browser, new_session
 from bench.stage import Stage
 from tests.conftest import ask
@@ -35,8 +35,8 @@ WIDEST_LETTER = 7.6
 """Pixels of one letter, on average and generously, at 13 pixels' size."""
 
 
-def figures(rate: float, p50: float = 0.0002, p99: float = 0.0006) -> Figures:
-    return Figures(rate, p50, p99, cpu=1 / rate, disturbed=0.0)
+def figures(rate: float, p50: float = 0.0002, p99: float = 0.0006, slowness: float = 0.0) -> Figures:
+    return Figures(rate, p50, p99, cpu=1 / rate, disturbed=0.0, slowness=slowness)
 
 
 def results(**rates: list[float]) -> report.Results:
@@ -60,6 +60,25 @@ class TestReport:
     def test_a_ratio_is_the_median_of_the_rounds_own(self) -> None:
         ratio = results(cookie=[10, 40, 90], bare=[20, 50, 100]).ratio("beside", "cookie", "bare")
         assert ratio == report.Spread(0.8, 0.5, 0.9)
+
+    def test_calm_rounds_count_and_a_quarter_at_least_whatever_their_figures(self) -> None:
+        one = [figures(rate, slowness=slow) for rate, slow in enumerate([3.0, 1.15, 2.0, 1.1, 1.0, 4.0], 1)]
+        other = [figures(rate, slowness=slow) for rate, slow in enumerate([1.0, 4.5, 1.0, 1.5, 1.0, 1.0], 1)]
+        assert [figure.rate for (figure,) in report.quietest(one)] == [2, 4, 5]
+        assert [figure.rate for figure, _ in report.quietest(one, other)] == [4, 5]
+        assert len(report.quietest([figures(1)] * 4)) == 4, "where nobody looked all are alike"
+        assert len(report.quietest(one[:1])) == 1 and report.quietest([]) == []
+
+    def test_a_row_and_a_ratio_have_their_own_quietest_rounds(self) -> None:
+        made = results()
+        made.figures["beside"] = {
+            "cookie": [figures(10, 0.1, 0.2, 1.0), figures(20, 0.1, 0.3, 2.0), figures(30, 0.1, 0.4, 3.0)],
+            "bare": [figures(100, slowness=3.0), figures(100, slowness=1.0), figures(100, slowness=3.0)],
+        }
+        assert made.ratio("beside", "cookie", "bare") == report.Spread(0.2, 0.2, 0.2)
+        assert made.tail("beside", "cookie") == report.Spread(2.0, 2.0, 2.0)
+        (_, (_, bare, cookie)), = report.tables(made)
+        assert (bare[1], cookie[1]) == ("100", "10")
 
     def test_what_was_not_measured_has_no_verdict(self) -> None:
         texts = [target.text for target, _, _ in report.verdicts(results(cookie=[60], bare=[100]))]
@@ -126,50 +145,88 @@ class TestTurns:
         assert {in_turn(self.NAMES, number)[0] for number in range(6)} == {*self.NAMES}
 
     def test_a_ratio_is_of_the_same_round_whatever_its_order(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Every measurement is ten per second faster than the one before. In the first round the core is slow
-        behind the second row, in the third one before the first row."""
+        """Every measurement is ten per second faster than the one before, and every look at the core finds it
+        slower than the one before."""
         asked: list[int] = []
-        pieces = iter([1.0] + [1.0, 1.0, 1.3, 1.0] + [1.1] * 4 + [1.2, 1.0, 1.0, 1.0] + [1.0] * 4)
+        pieces = itertools.count()
 
         def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
             asked.append(request.port)
             return figures(10 * len(asked))
 
         monkeypatch.setattr("bench.run.measure", measure)
-        monkeypatch.setattr("bench.run.slowness", lambda core: next(pieces))
+        monkeypatch.setattr("bench.run.slowness", lambda core: float(next(pieces)) if core == 0 else 0.0)
         monkeypatch.setattr(Request, "verify", lambda request: None)
         ports = {name: number for number, name in enumerate(self.NAMES)}
         rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
         group = Group("group", "A group", tuple(self.NAMES), ("bare",))
-        pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0, calm=0)
-        with Stage(machine.Cores(0, 0), lambda line: None) as stage:
-            taken = measure_group(group, rows, stage, pace, Patience(0), lambda line: None)
+        pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0)
+        with Stage(machine.Cores(0, 1), lambda line: None) as stage:
+            taken = measure_group(group, rows, stage, pace, lambda line: None)
         warm, *rounds = [asked[at : at + 3] for at in range(0, len(asked), 3)]
         assert warm == [0, 1, 2]
         assert rounds == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
-        # The rounds' figures were 40, 90, 120, 130 and 60, 70, 110, 140.
-        assert [one.rate for one in taken["bare"]] == [90, 130]
-        assert [one.rate for one in taken["other"]] == [70, 140]
+        assert [one.rate for one in taken["bare"]] == [40, 90, 120, 130]
+        assert [one.rate for one in taken["other"]] == [60, 70, 110, 140]
+        assert [one.slowness for one in taken["bare"]] == [2, 12, 18, 20], "the one behind it"
 
-    def test_a_round_begins_when_the_core_is_calm_or_patience_is_at_its_end(
-        self, monkeypatch: pytest.MonkeyPatch
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[float]]:
+        """Sets what looks at the two cores find, one after the other, and gives a clock that only waiting moves."""
+
+        def set_up(server: list[float], load: list[float]) -> list[float]:
+            clock = [0.0]
+            found = {0: iter(server), 1: iter(load)}
+            monkeypatch.setattr("bench.run.slowness", lambda core: next(found[core]))
+            monkeypatch.setattr("bench.run.time", SimpleNamespace(
+                monotonic=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds)
+            ))  # fmt: skip
+            return clock
+
+        return set_up
+
+    def test_a_measurement_begins_when_both_cores_are_calm_or_patience_is_at_its_end(
+        self, looks: Callable[..., list[float]]
     ) -> None:
-        clock = [0.0]
-        pieces = iter([1.5, 1.0, 1.5, 1.3, 1.1, *[1.5] * 99])
-        monkeypatch.setattr("bench.run.slowness", lambda core: next(pieces))
-        monkeypatch.setattr("bench.run.time", SimpleNamespace(
-            monotonic=lambda: clock[0], sleep=lambda seconds: clock.__setitem__(0, clock[0] + seconds)
-        ))  # fmt: skip
-        calm = Calm(0, 1.0)
-        assert (calm.wait(), clock[0]) == (1.0, 0.0)
-        assert (calm.wait(), clock[0]) == (1.1, pytest.approx(0.2))
-        assert (calm.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
-        assert (calm.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
+        clock = looks([1.5, 1.0, 1.5, 1.3, 1.1, *[1.0] * 99], [1.0, 1.0, 1.0, 1.0, 1.0, *[1.5] * 99])
+        patience = Patience(machine.Cores(0, 1), 1.0)
+        assert (patience.wait(), clock[0]) == (1.0, 0.0)
+        assert (patience.wait(), clock[0]) == (1.1, pytest.approx(0.2))
+        assert (patience.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
+        assert not patience.lasts()
+        assert (patience.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
 
-    def test_the_quietest_third_of_the_rounds_counts_whatever_their_figures(self) -> None:
-        assert quietest([3.0, 1.0, 2.0, 5.0, 0.5, 4.0]) == [1, 4]
-        assert quietest([1.0, 1.0, 1.0, 1.0]) == [0, 1]
-        assert quietest([2.0]) == [0] and quietest([]) == []
+    @pytest.mark.parametrize("behind,disturbed,patience,counted", [
+        ([1.0], [0.0], 9, 1),
+        ([2.0, 1.1], [0.0, 0.0], 9, 2),
+        ([2.0, 3.0, 2.5], [0.0, 0.0, 0.0], 9, 1),
+        ([2.0], [0.0], 0, 1),
+        ([1.0, 1.0], [0.5, 0.1], 9, 2),
+        ([1.0, 2.0, 3.0], [0.5, 0.1, 0.1], 9, 2),
+        ([1.0, 1.0, 1.0], [0.5, 0.3, 0.4], 9, 2),
+    ])  # fmt: skip
+    def test_what_was_not_measured_on_calm_cores_of_ours_is_measured_again(
+        self, behind: list[float], disturbed: list[float], patience: float, counted: int,
+        looks: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        """As often as there are looks ``behind`` it, and the measurement that counts is the one of this number."""
+        clock = looks([1.0, *itertools.chain.from_iterable((1.0, slow) for slow in behind)], [1.0] * 99)
+        shares = iter(disturbed)
+        asked: list[int] = []
+
+        def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
+            clock[0] += seconds
+            asked.append(1)
+            return Figures(len(asked), 0.001, 0.002, cpu=0.0, disturbed=next(shares))
+
+        monkeypatch.setattr("bench.run.measure", measure)
+        monkeypatch.setattr(Request, "verify", lambda request: None)
+        rows = {"one": Row("one", "one", lambda stage: Request(1, "/"))}
+        pace = Pace(rounds=1, seconds=0.1, warm_up=0.1, patience=patience)
+        with Stage(machine.Cores(0, 1), lambda line: None) as stage:
+            stage.once(("warm", "one"), lambda: None)
+            taken = measure_group(Group("group", "A group", ("one",), ()), rows, stage, pace, lambda line: None)
+        assert ([one.rate for one in taken["one"]], len(asked)) == ([counted], len(behind))
 
     def test_the_pace_of_a_core_is_taken_on_that_core(self) -> None:
         core = min(os.sched_getaffinity(0))
