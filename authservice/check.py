@@ -34,8 +34,8 @@ class NeedsIO(Exception):
     is recorded, and the same question is asked again with `Reach.NETWORK`."""
 
 
-# Structs rather than dataclasses where each check makes one: they are made several times faster. They are thrown
-# away with the check and never part of a ring of references, so the garbage collector is not told of them.
+# Structs rather than dataclasses where each check makes one: they are made several times faster. They are never
+# part of a ring of references, so the garbage collector is not told of them.
 
 
 class RequestParts(msgspec.Struct, frozen=True, gc=False):

@@ -66,7 +66,7 @@ class Parts(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Doors:
     """``on_judge`` are the views that gateways may also reach through a check, by the words of
-    `gateways.Gateways.door`; ``on_site`` all views of the site port that are no pages, by their paths."""
+    `gateways.Place`; ``on_site`` all views of the site port that are no pages, by their paths."""
 
     browsers: Browsers
     on_judge: dict[str, Door]

@@ -175,15 +175,15 @@ class Incoming:
         body; ``None`` otherwise, and then nothing was taken. The short way for almost all checks."""
         if self._buffer or self._parts is not None or self._blank_line:
             return None
+        if data[-4:] != _HEAD_END or len(data) > _PLAIN_SIZE:
+            return None
         end = data.find(b"\r\n")
         try:
-            verb, target, version = data[:end].split(b" ")
+            verb, target, version = data[:end].split(b" ", 3)
             method = _METHODS[verb]
         except (ValueError, KeyError):
             return None
-        if version != b"HTTP/1.1" or target[:1] != b"/" or end > MOST_LINE or len(data) > _PLAIN_SIZE:
-            return None
-        if data[-4:] != _HEAD_END:
+        if version != b"HTTP/1.1" or target[:1] != b"/" or end > MOST_LINE:
             return None
         plain = self._plain
         fields = plain.fields

@@ -21,7 +21,7 @@ from bench.load import Request
 from bench.memory import measure_memory
 from bench.programs import INSTALL, ROOT, BenchError
 from bench.rows import GROUPS, ROWS, Group, Row
-from bench.run import Pace, measure_group, select
+from bench.run import Pace, Patience, measure_group, select
 from bench.stage import STRANGERS, Stage
 
 FULL = Pace(rounds=20, seconds=0.2, warm_up=0.4, patience=60)
@@ -61,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The exit status: 0, 1 under ``--check`` when a target is missed, 2 when nothing can be measured."""
     given = parse(arguments)
     try:
+        if given.rounds is not None and given.rounds < 1:
+            raise ValueError("--rounds takes 1 or more")
         peers = [_peer(text, given.peer_cookie[at : at + 1]) for at, text in enumerate(given.peer)]
         rows = {row.name: row for row in (*ROWS, *peers)}
         groups = _with_peers(GROUPS, [peer.name for peer in peers])
@@ -94,9 +96,10 @@ def _run(
         _say("There is one core only: servers and load generator take turns on it, and figures say little.")
     os.sched_setaffinity(0, {cores.load})
     logging.getLogger("authservice").setLevel(logging.ERROR)  # of services in this process; who runs it knows
+    patience = Patience(cores, pace.patience)
     with Stage(cores, _say) as stage:
         for group in groups:
-            results.figures[group.name] = measure_group(group, rows, stage, pace, _say)
+            results.figures[group.name] = measure_group(group, rows, stage, pace, patience, _say)
         if PROCESS in others:
             _say("\nIn the process, by credential and by policies")
             with tempfile.TemporaryDirectory(prefix="authservice-bench-") as folder:

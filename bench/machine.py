@@ -18,6 +18,9 @@ from pathlib import Path
 CALM = 1.2
 """How many times as long as at best a fixed piece of work may take on a core that counts as calm."""
 
+DISTURBED = 0.15
+"""Which part of a core others may use (of two) before a measurement counts as disturbed."""
+
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PIECES = 60
 _WORD = re.compile(r"\w+")

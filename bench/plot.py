@@ -95,7 +95,7 @@ def svg(results: Results, date: str) -> str:
         f"<style>{STYLE}</style>",
         f'<rect class="ground" width="{WIDTH}" height="{height}" rx="10"/>',
         _text(24, 36, "Checks per second on one core, and how long one takes", "title"),
-        _text(24, 58, f"{date}; {results.machine}. Medians of alternating rounds.", "small"),
+        _text(24, 58, f"{date}; {results.machine}. Medians of calm rounds.", "small"),
         _text(BARS, 88, "requests per second", "head"),
         _text(TIMES, 88, "milliseconds from p50 to p99, logarithmic", "head"),
         *scale.grid(TOP, height - FOOT),

@@ -1,11 +1,12 @@
 """From figures to what is said of them: medians, spreads, ratios, and whether what is wanted holds.
 
 Ratios are taken within a round, where both sides met the same machine, and their median is said with
-the smallest and the largest. Of all rounds the `quietest` count. Knows the rows by name; measures nothing.
+the smallest and the largest. Of all rounds the calm ones count. Knows the rows by name; measures nothing.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ from typing import Any
 from bench import bearer, listing, sweeping
 from bench.listing import Listing
 from bench.load import Figures
-from bench.machine import CALM
+from bench.machine import CALM, DISTURBED
 from bench.memory import MANY_CHECKS, SETTLED, Memory
 from bench.policies import MANY, MANY_HOSTS
 from bench.rows import Group, Pair, Row
@@ -26,31 +27,20 @@ MARKS = ("<!-- bench:begin -->", "<!-- bench:end -->")
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """A median between the smallest and the largest of its values."""
+    """A median between the smallest and the largest of its values, and how many rounds they are of, if of any."""
 
     middle: float
     low: float
     high: float
+    rounds: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.median(values), min(values), max(values))
+        return cls(statistics.median(values), min(values), max(values), len(values))
 
     def __str__(self) -> str:
         places = 2 if self.middle < 9.95 else 1
         return f"{self.middle:.{places}f} ({self.low:.{places}f}–{self.high:.{places}f})"
-
-
-def quietest(*sides: Sequence[Figures]) -> list[tuple[Figures, ...]]:
-    """What was measured in the rounds in which the cores were about at their best while these sides had their
-    turn, and in a quarter of the rounds at least, whatever came of it: when the host lends a core to others, an
-    interpreter loses much and the kernel next to nothing."""
-    rounds = list(zip(*sides))
-    slowest = [max(one.slowness for one in figures) for figures in rounds]
-    if not rounds:
-        return []
-    bound = max(CALM * min(slowest), sorted(slowest)[(len(rounds) - 1) // 4])
-    return [figures for figures, slow in zip(rounds, slowest) if slow <= bound]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +63,11 @@ class Compared:
         return " → ".join(f"{middle:,.{places}f}" for middle in sides)
 
 
+def _unrest(one: Figures) -> float:
+    """How slow the cores were; beyond all bounds when others used them."""
+    return one.slowness if one.disturbed <= DISTURBED else math.inf
+
+
 @dataclass(slots=True)
 class Results:
     """Everything that one run measured."""
@@ -86,26 +81,45 @@ class Results:
     sweeping: Sweeping | None = None
     listing: Listing | None = None
 
+    def calm(self, group: str, *rows: str) -> list[int]:
+        """The rounds that count for these rows of a group: those in which the cores were about as fast as in the
+        group's best moment, and nobody else used them, while these rows had their turn; and the calmest quarter at
+        least. What came of them plays no part. When the host lends a core to others, an interpreter loses much and
+        the kernel next to nothing."""
+        here = self.figures.get(group, {})
+        unrest = [max(map(_unrest, figures)) for figures in zip(*(here.get(row, ()) for row in rows))]
+        if not unrest:
+            return []
+        best = min(one.slowness for taken in here.values() for one in taken)
+        bound = max(CALM * best, sorted(unrest)[(len(unrest) - 1) // 4])
+        return [number for number, slow in enumerate(unrest) if slow <= bound]
+
+    def together(self, group: str, row: str, other: str) -> list[tuple[Figures, Figures]]:
+        """What was measured of two rows in the rounds that count for both."""
+        here = self.figures.get(group, {})
+        return [(here[row][number], here[other][number]) for number in self.calm(group, row, other)]
+
+    def counted(self, group: str, row: str) -> list[Figures]:
+        """What was measured of a row in the rounds that count for it, or for its `rows.Pair`."""
+        here = self.figures.get(group, {})
+        pairs = [(pair.plain, pair.checked) for one in self.groups if one.name == group for pair in one.pairs]
+        rows = next((pair for pair in pairs if row in pair and set(pair) <= set(here)), (row,))
+        return [here[row][number] for number in self.calm(group, *rows)]
+
     def ratio(self, group: str, row: str, base: str) -> Spread | None:
         """How much more of the row's requests are answered than of the base's."""
-        here = self.figures.get(group, {})
-        pairs = quietest(here.get(row, ()), here.get(base, ()))
+        pairs = self.together(group, row, base)
         return Spread.of([one.rate / other.rate for one, other in pairs]) if pairs else None
 
     def pair(self, group: str, pair: Pair) -> Compared | None:
         """What the check adds; None when one of the two was not measured."""
-        here = self.figures.get(group, {})
-        rounds = quietest(here.get(pair.plain, ()), here.get(pair.checked, ()))
-        return Compared([(plain, checked) for plain, checked in rounds]) if rounds else None
-
-    def counted(self, group: str, row: str) -> list[Figures]:
-        """The row's own quietest figures."""
-        return [one for (one,) in quietest(self.figures.get(group, {}).get(row, ()))]
+        rounds = self.together(group, pair.plain, pair.checked)
+        return Compared(rounds) if rounds else None
 
     def tail(self, group: str, row: str) -> Spread | None:
         """p99 divided by p50."""
-        taken = self.counted(group, row)
-        return Spread.of([one.p99 / one.p50 for one in taken if one.p50]) if taken else None
+        tails = [one.p99 / one.p50 for one in self.counted(group, row) if one.p50]
+        return Spread.of(tails) if tails else None
 
     def disturbed(self) -> float:
         """The median of what others took of the two cores."""
@@ -133,18 +147,24 @@ def _times(group: str, row: str, base: str) -> Callable[[Results], Spread | None
 def _in_process(row: str, base: str) -> Callable[[Results], Spread | None]:
     def value(results: Results) -> Spread | None:
         pairs = list(zip(results.bearer.get(row, ()), results.bearer.get(base, ())))
-        return Spread(*[statistics.quantiles([a / b for a, b in pairs], n=4)[i] for i in (1, 0, 2)]) if pairs else None
+        if not pairs:
+            return None
+        low, middle, high = statistics.quantiles([one / other for one, other in pairs], n=4)
+        return Spread(middle, low, high, len(pairs))
 
     return value
 
 
 def _live(results: Results) -> Spread | None:
-    return Spread.of([results.memory.live]) if results.memory else None
+    return _single(results.memory.live if results.memory else None)
 
 
 def _growth(results: Results) -> Spread | None:
-    grown = results.memory.growth if results.memory else None
-    return None if grown is None else Spread.of([grown])
+    return _single(results.memory.growth if results.memory else None)
+
+
+def _single(value: float | None) -> Spread | None:
+    return None if value is None else Spread(value, value, value)
 
 
 def _added(kind: str) -> Callable[[Results], Spread | None]:
@@ -204,6 +224,7 @@ def _cells(results: Results, group: Group, name: str) -> list[str]:
         results.rows[name].title,
         f"{rate.middle:,.0f}",
         f"±{(rate.high - rate.low) / 2 / rate.middle:.0%}",
+        f"{len(taken)}/{len(results.figures[group.name][name])}",
         f"{statistics.median(one.p50 for one in taken) * 1e3:.2f}",
         f"{statistics.median(one.p99 for one in taken) * 1e3:.2f}",
         f"{statistics.median(one.cpu for one in taken) * 1e6:.1f}" if taken[0].cpu else "",
@@ -214,14 +235,16 @@ def _cells(results: Results, group: Group, name: str) -> list[str]:
 def _head(results: Results, group: Group) -> list[str]:
     own = bool(set(group.own_base) & set(results.figures[group.name]))
     named = [f"× {base}" for base in group.bases]
-    return ["", "requests/s", "spread", "p50 ms", "p99 ms", "CPU µs", *(["× its base"] if own and named else named)]
+    bases = ["× its base"] if own and named else named
+    return ["", "requests/s", "spread", "calm", "p50 ms", "p99 ms", "CPU µs", *bases]
 
 
-_COMPARED = ("", "requests/s", "× requests/s", "p50 ms", "× p50", "+ p50 ms", "p99 ms", "× p99", "+ p99 ms", "CPU µs")
+_COMPARED = ("", "calm", "requests/s", "× requests/s", "p50 ms", "× p50", "+ p50 ms", "p99 ms", "× p99", "+ p99 ms", "CPU µs")
 
 
-def _compared_cells(pair: Pair, found: Compared) -> list[str]:
-    cells = [pair.title, found.both(lambda one: one.rate, 0), str(Spread.of(found.times(lambda one: one.rate)))]
+def _compared_cells(results: Results, group: Group, pair: Pair, found: Compared) -> list[str]:
+    calm = f"{len(found.rounds)}/{len(results.figures[group.name][pair.plain])}"
+    cells = [pair.title, calm, found.both(lambda one: one.rate, 0), str(Spread.of(found.times(lambda one: one.rate)))]
     latencies: tuple[Callable[[Figures], float], ...] = (lambda one: one.p50 * 1e3, lambda one: one.p99 * 1e3)
     for figure in latencies:
         cells += [found.both(figure, 2), str(Spread.of(found.times(figure))), str(Spread.of(found.added(figure)))]
@@ -237,7 +260,7 @@ def tables(results: Results) -> list[tuple[str, list[list[str]]]]:
             continue
         compared = [(pair, found) for pair in group.pairs if (found := results.pair(group.name, pair))]
         if compared:
-            lines = [_compared_cells(pair, found) for pair, found in compared]
+            lines = [_compared_cells(results, group, pair, found) for pair, found in compared]
             made.append((f"{group.title}: without the check → with it", [list(_COMPARED), *lines]))
         told = {name for pair, _ in compared for name in (pair.plain, pair.checked)}
         lines = [_cells(results, group, name) for name in group.rows if name in measured and name not in told]
@@ -279,7 +302,8 @@ def text(results: Results) -> str:
     out += ["", f"Others used {results.disturbed():.0%} of a core meanwhile (median).", "", "Wanted"]
     for target, value, met in verdicts(results):
         bound = f"{target.bound:g} at {'least' if target.at_least else 'most'}"
-        out.append(f"  {'met    ' if met else 'NOT met'}  {target.text}: {value}, wanted {bound}")
+        rounds = f" in {value.rounds} rounds" if value.rounds else ""
+        out.append(f"  {'met    ' if met else 'NOT met'}  {target.text}: {value}{rounds}, wanted {bound}")
     return "\n".join(out)
 
 
@@ -289,10 +313,12 @@ def markdown(results: Results, date: str) -> str:
     for title, lines in tables(results):
         head, *rest = lines
         out += [f"**{title}**", "", _line(head), _line(["---", *(["---:"] * (len(head) - 1))]), *map(_line, rest), ""]
-    out += ["**Wanted**", "", _line(["", "measured", "wanted", ""]), _line(["---", "---:", "---:", "---"])]
+    head = ["", "measured", "rounds", "wanted", ""]
+    out += ["**Wanted**", "", _line(head), _line(["---", "---:", "---:", "---:", "---"])]
     for target, value, met in verdicts(results):
         sign = "≥" if target.at_least else "≤"
-        out.append(_line([target.text, str(value), f"{sign} {target.bound:g}", "met" if met else "**not met**"]))
+        verdict = "met" if met else "**not met**"
+        out.append(_line([target.text, str(value), f"{value.rounds or ''}", f"{sign} {target.bound:g}", verdict]))
     return "\n".join(out)
 
 
@@ -311,7 +337,8 @@ def written(document: str, table: str) -> str:
 
 
 def as_json(results: Results, date: str) -> dict[str, Any]:
-    """Every single figure, for whoever draws or compares."""
+    """Every single figure, also of rounds that do not count, for whoever draws or compares. ``slowness`` is in
+    seconds; ``calm`` are the rounds, from 0 on, that count."""
     return {
         "date": date,
         "machine": results.machine,
@@ -330,6 +357,7 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
         "pairs": {
             group.name: [
                 {"title": pair.title, "plain": pair.plain, "checked": pair.checked,
+                 "calm": results.calm(group.name, pair.plain, pair.checked),
                  "rate": found.times(lambda one: one.rate),
                  "p50": found.times(lambda one: one.p50), "p50_added": found.added(lambda one: one.p50),
                  "p99": found.times(lambda one: one.p99), "p99_added": found.added(lambda one: one.p99)}
@@ -357,7 +385,8 @@ def as_json(results: Results, date: str) -> dict[str, Any]:
             "sessions": results.listing.sessions, "seconds": dict(results.listing.seconds),
         },
         "wanted": [
-            {"text": target.text, "bound": target.bound, "at_least": target.at_least, "value": value.middle, "met": met}
+            {"text": target.text, "bound": target.bound, "at_least": target.at_least, "value": value.middle,
+             "low": value.low, "high": value.high, "rounds": value.rounds, "met": met}
             for target, value, met in verdicts(results)
         ],
     }  # fmt: skip

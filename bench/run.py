@@ -1,7 +1,8 @@
 """Taking turns: the rows of a group one after the other, round after round, in another order each time.
 
-Gives one `Figures` for each row and round. A measurement during which others kept the cores busy is
-repeated, whatever its figure was; which part they had is kept with it, and how slow the cores were.
+Gives one `Figures` for each row and round. A measurement during which others kept the cores busy, or
+that was not made on calm cores, is repeated, whatever its figure was; what is known of the cores is
+kept with it.
 """
 
 from __future__ import annotations
@@ -11,16 +12,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bench.load import Figures, Request, measure
-from bench.machine import CALM, Cores, slowness
+from bench.machine import CALM, DISTURBED, Cores, slowness
 from bench.programs import BenchError, Missing
 from bench.rows import Group, Row
 from bench.stage import Stage
 
-DISTURBED = 0.15
-"""Which part of a core others may use (of two) before a measurement counts as disturbed."""
-
 TRIES = 3
 """How often a measurement is made at most."""
+
+LONGEST_WAIT = 5.0
+"""Seconds for a calm moment at once; other moments may be worth more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,17 @@ class Pace:
 
 
 class Patience:
-    """Waits, ``seconds`` in all, for moments in which both cores are about as fast as they were in their best one."""
+    """Waits, ``seconds`` in all until `renew`, for moments in which both cores are about as fast as they were in
+    their best one."""
 
     def __init__(self, cores: Cores, seconds: float) -> None:
         self._cores = cores
-        self._left = seconds
+        self._seconds = self._left = seconds
         self._best = self.look()
+
+    def renew(self) -> None:
+        """There is as much of it as at the beginning. The best moment is remembered."""
+        self._left = self._seconds
 
     def look(self) -> float:
         """How slow the slower core is: a slow one for the load generator would flatter what is slower than it."""
@@ -58,7 +64,7 @@ class Patience:
         began = time.monotonic()
         while True:
             slow = self.look()
-            if self.is_calm(slow) or time.monotonic() - began >= self._left:
+            if self.is_calm(slow) or time.monotonic() - began >= min(self._left, LONGEST_WAIT):
                 self.use(began)
                 return slow
             time.sleep(0.1)  # somebody else's work; no condition of ours says when it is over
@@ -69,7 +75,7 @@ class Patience:
 
 
 def measure_group(
-    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, say: Callable[[str], None]
+    group: Group, rows: Mapping[str, Row], stage: Stage, pace: Pace, patience: Patience, say: Callable[[str], None]
 ) -> dict[str, list[Figures]]:
     """The figures of each row that can be measured here; what is missing is said."""
     say(f"\n{group.title}")
@@ -80,7 +86,7 @@ def measure_group(
         except (Missing, BenchError) as error:
             say(f"  without «{rows[name].title}»: {error}")
     taken: dict[str, list[Figures]] = {name: [] for name in requests}
-    patience = Patience(stage.cores, pace.patience)
+    patience.renew()
     for number in range(pace.rounds):
         for name in in_turn(list(requests), number):
             try:
@@ -117,7 +123,8 @@ def _ready(name: str, row: Row, stage: Stage, pace: Pace) -> Request:
 
 
 def _undisturbed(request: Request, stage: Stage, pace: Pace, patience: Patience) -> Figures:
-    """One on calm cores that nobody else used, or else the best in that of up to `TRIES`, whatever came of it."""
+    """A measurement on calm cores that nobody else used; or, of up to `TRIES`, the one that comes nearest to that,
+    whatever its figure."""
     tries: list[Figures] = []
     while True:
         before, began = patience.wait(), time.monotonic()

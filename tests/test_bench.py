@@ -9,6 +9,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ from bench import machine, memory, plot, policies, report
 from bench.__main__ import main
 from bench.gateways import KINDS
 from bench.load import Figures, Request
+from bench.programs import BenchError
 from bench.rows import GROUPS, ROWS, Group, Row
 from bench.run import Pace, Patience, in_turn, measure_group, select
 from bench.service import COOKIE_NAME, TARGET, browser, new_session
@@ -61,15 +63,28 @@ class TestReport:
         ratio = results(cookie=[10, 40, 90], bare=[20, 50, 100]).ratio("beside", "cookie", "bare")
         assert ratio == report.Spread(0.8, 0.5, 0.9)
 
-    def test_calm_rounds_count_and_a_quarter_at_least_whatever_their_figures(self) -> None:
-        one = [figures(rate, slowness=slow) for rate, slow in enumerate([3.0, 1.15, 2.0, 1.1, 1.0, 4.0], 1)]
-        other = [figures(rate, slowness=slow) for rate, slow in enumerate([1.0, 4.5, 1.0, 1.5, 1.0, 1.0], 1)]
-        assert [figure.rate for (figure,) in report.quietest(one)] == [2, 4, 5]
-        assert [figure.rate for figure, _ in report.quietest(one, other)] == [4, 5]
-        assert len(report.quietest([figures(1)] * 4)) == 4, "where nobody looked all are alike"
-        assert len(report.quietest(one[:1])) == 1 and report.quietest([]) == []
+    @pytest.mark.parametrize("slow,disturbed,counted", [
+        ([3.0, 1.15, 2.0, 1.1, 1.0, 4.0], {}, [1, 3, 4]),
+        ([1.0] * 4, {}, [0, 1, 2, 3]),
+        ([2.0, 2.1, 2.2, 2.3], {}, [0]),
+        ([2.8, 2.1, 2.2, 2.3, 2.0, 2.5, 2.6, 2.7], {}, [1, 4]),
+        ([1.0, 1.0, 1.1, 2.0], {1: 0.16, 2: 0.15}, [0, 2]),
+        ([2.0], {}, [0]),
+        ([], {}, []),
+    ])  # fmt: skip
+    def test_calm_rounds_count_and_a_quarter_at_least_whatever_their_figures(
+        self, slow: list[float], disturbed: dict[int, float], counted: list[int]
+    ) -> None:
+        """Calm is what is near the group's best moment, which was in another row's turn."""
+        made = results()
+        made.figures["beside"] = {
+            "cookie": [replace(figures(1, slowness=each), disturbed=disturbed.get(number, 0.0))
+                       for number, each in enumerate(slow)],
+            "nginx": [figures(1, slowness=1.0)],
+        }  # fmt: skip
+        assert made.calm("beside", "cookie") == counted
 
-    def test_a_row_and_a_ratio_have_their_own_quietest_rounds(self) -> None:
+    def test_a_row_and_a_ratio_have_calm_rounds_of_their_own(self) -> None:
         made = results()
         made.figures["beside"] = {
             "cookie": [figures(10, 0.1, 0.2, 1.0), figures(20, 0.1, 0.3, 2.0), figures(30, 0.1, 0.4, 3.0)],
@@ -77,8 +92,25 @@ class TestReport:
         }
         assert made.ratio("beside", "cookie", "bare") == report.Spread(0.2, 0.2, 0.2)
         assert made.tail("beside", "cookie") == report.Spread(2.0, 2.0, 2.0)
-        (_, (_, bare, cookie)), = report.tables(made)
-        assert (bare[1], cookie[1]) == ("100", "10")
+        (_, (head, *lines)), = report.tables(made)
+        cells = [dict(zip(head, line)) for line in lines]
+        assert [(each["requests/s"], each["calm"]) for each in cells] == [("100", "1/3"), ("10", "1/3")]
+        assert "0.20 (0.20–0.20) in 1 rounds" in report.text(made)
+        assert "| 0.20 (0.20–0.20) | 1 |" in report.markdown(made, "")
+        told = report.as_json(made, "")
+        assert [one["slowness"] for one in told["groups"]["beside"]["cookie"]] == [1.0, 2.0, 3.0]
+        assert [one["rounds"] for one in told["wanted"]] == [1, 1]
+
+    def test_what_the_check_adds_is_of_rounds_that_were_calm_on_both_sides_in_table_and_picture(self) -> None:
+        made = results()
+        made.figures["gateways"] = {
+            "envoy-open": [figures(100, slowness=1.0), figures(200, slowness=1.0)],
+            "envoy-check": [figures(10, slowness=3.0), figures(20, slowness=1.0)],
+        }
+        (_, (head, line)), = report.tables(made)
+        assert dict(zip(head, line))["requests/s"] == "200 → 20"
+        assert report.as_json(made, "")["pairs"]["gateways"][0]["calm"] == [1]
+        assert [mark.rate for _, marked in plot.marks(made) for mark in marked] == [200, 20]
 
     def test_what_was_not_measured_has_no_verdict(self) -> None:
         texts = [target.text for target, _, _ in report.verdicts(results(cookie=[60], bare=[100]))]
@@ -107,6 +139,7 @@ class TestReport:
         assert title == "Through a gateway, in front of an application: without the check → with it"
         assert dict(zip(head, line)) == {
             "": "Caddy, 1 connection",
+            "calm": "2/2",
             "requests/s": "6,000 → 2,500",
             "× requests/s": "0.38 (0.25–0.50)",
             "p50 ms": "0.15 → 0.40",
@@ -161,8 +194,9 @@ class TestTurns:
         rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
         group = Group("group", "A group", tuple(self.NAMES), ("bare",))
         pace = Pace(rounds=4, seconds=0.1, warm_up=0.1, patience=0)
-        with Stage(machine.Cores(0, 1), lambda line: None) as stage:
-            taken = measure_group(group, rows, stage, pace, lambda line: None)
+        cores = machine.Cores(0, 1)
+        with Stage(cores, lambda line: None) as stage:
+            taken = measure_group(group, rows, stage, pace, Patience(cores, 0), lambda line: None)
         warm, *rounds = [asked[at : at + 3] for at in range(0, len(asked), 3)]
         assert warm == [0, 1, 2]
         assert rounds == [[0, 1, 2], [2, 1, 0], [1, 2, 0], [0, 2, 1]]
@@ -196,37 +230,80 @@ class TestTurns:
         assert not patience.lasts()
         assert (patience.wait(), clock[0]) == (1.5, pytest.approx(1.0, abs=0.11))
 
-    @pytest.mark.parametrize("behind,disturbed,patience,counted", [
-        ([1.0], [0.0], 9, 1),
-        ([2.0, 1.1], [0.0, 0.0], 9, 2),
-        ([2.0, 3.0, 2.5], [0.0, 0.0, 0.0], 9, 1),
-        ([2.0], [0.0], 0, 1),
-        ([1.0, 1.0], [0.5, 0.1], 9, 2),
-        ([1.0, 2.0, 3.0], [0.5, 0.1, 0.1], 9, 2),
-        ([1.0, 1.0, 1.0], [0.5, 0.3, 0.4], 9, 2),
+    @pytest.mark.parametrize("tries,patience,counted,slowness,took", [
+        ([(1.0, 1.0, 0.0)], 9, 1, 1.0, 0.1),
+        ([(1.0, 2.0, 0.0), (1.0, 1.1, 0.0)], 9, 2, 1.1, 0.2),
+        ([(1.0, 2.0, 0.0), (1.0, 3.0, 0.0), (1.0, 2.5, 0.0)], 9, 1, 2.0, 0.3),
+        ([(1.0, 2.0, 0.0), (1.0, 1.5, 0.0)], 0.1, 2, 1.5, 0.2),
+        ([(2.0, 1.0, 0.0)], 0, 1, 2.0, 0.1),
+        ([(1.0, 1.0, 0.5), (1.0, 1.0, 0.1)], 9, 2, 1.0, 0.4),
+        ([(1.0, 1.0, 0.5), (1.0, 3.0, 0.1), (1.0, 2.0, 0.12)], 9, 3, 2.0, 0.5),
+        ([(1.0, 1.0, 0.5), (1.0, 1.0, 0.3), (1.0, 1.0, 0.4)], 9, 2, 1.0, 0.9),
     ])  # fmt: skip
     def test_what_was_not_measured_on_calm_cores_of_ours_is_measured_again(
-        self, behind: list[float], disturbed: list[float], patience: float, counted: int,
+        self, tries: list[tuple[float, float, float]], patience: float, counted: int, slowness: float, took: float,
         looks: Callable[..., list[float]], monkeypatch: pytest.MonkeyPatch,
     ) -> None:  # fmt: skip
-        """As often as there are looks ``behind`` it, and the measurement that counts is the one of this number."""
-        clock = looks([1.0, *itertools.chain.from_iterable((1.0, slow) for slow in behind)], [1.0] * 99)
-        shares = iter(disturbed)
+        """Each try has a look before it, one behind it, and the others' share of the cores. The one of the number
+        ``counted`` counts."""
+        clock = looks([1.0, *itertools.chain.from_iterable(each[:2] for each in tries)], [1.0] * 99)
         asked: list[int] = []
+        said: list[str] = []
 
         def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
             clock[0] += seconds
             asked.append(1)
-            return Figures(len(asked), 0.001, 0.002, cpu=0.0, disturbed=next(shares))
+            return Figures(len(asked), 0.001, 0.002, cpu=0.0, disturbed=tries[len(asked) - 1][2])
 
         monkeypatch.setattr("bench.run.measure", measure)
         monkeypatch.setattr(Request, "verify", lambda request: None)
         rows = {"one": Row("one", "one", lambda stage: Request(1, "/"))}
         pace = Pace(rounds=1, seconds=0.1, warm_up=0.1, patience=patience)
+        group = Group("group", "A group", ("one",), ())
         with Stage(machine.Cores(0, 1), lambda line: None) as stage:
             stage.once(("warm", "one"), lambda: None)
-            taken = measure_group(Group("group", "A group", ("one",), ()), rows, stage, pace, lambda line: None)
-        assert ([one.rate for one in taken["one"]], len(asked)) == ([counted], len(behind))
+            left = Patience(stage.cores, patience)
+            left.use(-99)  # by the group before
+            (one,) = measure_group(group, rows, stage, pace, left, said.append)["one"]
+        assert (one.rate, one.slowness, len(asked)) == (counted, slowness, len(tries))
+        assert clock[0] == pytest.approx(took)
+        assert f"pace {slowness * 1000:.1f} ms" in said[-1]
+
+    def test_each_group_has_all_of_the_patience_and_knows_the_best_moment_of_the_others(
+        self, looks: Callable[..., list[float]]
+    ) -> None:
+        clock = looks([1.0, *[1.5] * 999], [1.0] * 999)
+        patience = Patience(machine.Cores(0, 1), 7.0)
+        assert [(patience.wait(), round(clock[0])) for _ in range(3)] == [(1.5, 5), (1.5, 7), (1.5, 7)]
+        assert not patience.lasts()
+        patience.renew()
+        assert (patience.wait(), round(clock[0])) == (1.5, 12)
+
+    def test_a_row_that_fails_in_the_middle_leaves_the_others_their_rounds(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[int] = []
+        said: list[str] = []
+
+        def measure(request: Request, seconds: float, cores: machine.Cores) -> Figures:
+            asked.append(request.port)
+            if request.port == 1 and asked.count(1) == 3:
+                raise BenchError("another status")
+            return figures(asked.count(request.port))
+
+        monkeypatch.setattr("bench.run.measure", measure)
+        monkeypatch.setattr("bench.run.slowness", lambda core: 1.0)
+        monkeypatch.setattr(Request, "verify", lambda request: None)
+        ports = {name: number for number, name in enumerate(self.NAMES)}
+        rows = {name: Row(name, name, lambda stage, port=port: Request(port, "/")) for name, port in ports.items()}
+        group = Group("group", "A group", tuple(self.NAMES), ("bare",))
+        with Stage(machine.Cores(0, 1), lambda line: None) as stage:
+            taken = measure_group(group, rows, stage, Pace(4, 0.1, 0.1, 0), Patience(stage.cores, 0), said.append)
+        # The first measurement of each is to warm up.
+        assert {name: [one.rate for one in each] for name, each in taken.items()} == {
+            "bare": [2, 3, 4, 5], "other": [2, 3, 4, 5],
+        }
+        assert asked.count(1) == 3 and "  without «one»: another status" in said
 
     def test_the_pace_of_a_core_is_taken_on_that_core(self) -> None:
         core = min(os.sched_getaffinity(0))
@@ -259,6 +336,25 @@ class TestRows:
     def test_an_unknown_row_is_said(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--rows", "cookie,coockie"]) == 2
         assert "coockie" in capsys.readouterr().err
+
+    def test_a_run_without_rounds_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["--rounds", "0"]) == 2
+        assert "--rounds" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("words,patient", [([], True), (["--rounds", "3"], True), (["--quick"], False)])
+    def test_a_quick_run_alone_waits_for_nothing(
+        self, words: list[str], patient: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        paces: list[Pace] = []
+
+        def run(groups: object, rows: object, pace: Pace, *others: object) -> report.Results:
+            paces.append(pace)
+            return results()
+
+        require("wrk")
+        monkeypatch.setattr("bench.__main__._run", run)
+        assert main(["--rows", "cookie", *words]) == 0
+        assert [pace.patience > 0 for pace in paces] == [patient]
 
     def test_the_list_has_every_row(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert main(["--list"]) == 0

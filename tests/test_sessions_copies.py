@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from authservice import app
 from authservice.check import NeedsIO, Reach
 from authservice.errors import StoreDown
 from authservice.sessions import generation, sqlite_watch
@@ -21,6 +22,7 @@ from authservice.sessions.copies import LiveSession
 from authservice.sessions.live import Sessions
 from authservice.sessions.seal import new_secret, store_key
 from authservice.sessions.sqlite import SqliteStore
+from authservice.settings import load
 from tests.contracts import MICROSECOND, MINUTE, Clock, at_once, output, run_python
 from tests.sample_sessions import WatchedStore, a_session
 from tests.waiting import by_then, until
@@ -515,3 +517,20 @@ def test_k09_s13_an_end_in_one_process_is_refused_in_another_within_50_ms(
     assert max(late) < 0.05, sorted(late)
 
 
+def test_in_memory_too_a_session_ends_by_the_clock_of_the_service(environ: dict[str, str]) -> None:
+    """The service as it is put together, on its own clock."""
+    service = app.build(load(environ))
+    sessions = service.sessions
+    sessions.start()
+    try:
+        end = app.utc_now() + timedelta(seconds=0.4)
+        secret = sessions.begin(a_session(app.utc_now, expires=end, refresh_token=""))
+        assert sessions.load(secret, NET) is not None
+        answered = 0
+        while (asked := app.utc_now()) < end + timedelta(seconds=0.1):
+            if sessions.quick(secret) is not None:
+                assert asked < end
+                answered += 1
+        assert answered
+    finally:
+        service.stop()

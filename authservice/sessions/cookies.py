@@ -53,10 +53,10 @@ def session_secrets(cookie_header: str, name: str) -> list[str]:
 
 
 def candidates(name: str) -> Callable[[str], str | None]:
-    """Gives what finds, in a ``Cookie`` header, the first value of the cookie ``name`` that looks well
-    formed: ``None`` only if there are no `session_secrets`, and else their first, or a value that is
-    none. Searches for the name instead of reading every cookie, since most of a long header is other
-    people's."""
+    """Gives what finds, in a ``Cookie`` header, the first value of the cookie ``name`` that may be a
+    secret: ``None`` only if there are no `session_secrets`, and else their first, or some text that is
+    no secret. Searches for the name instead of reading every cookie, since most of a long header is
+    other people's."""
     # Looked for as plain text, which passes over what shares no letters with the name; what stands before and
     # behind it is looked at afterwards. As browsers write it (RFC 6265 §5.4), that takes no expression.
     behind = re.compile(_WELL_FORMED).match
