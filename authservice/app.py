@@ -10,10 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from datetime import datetime, timezone
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -28,6 +26,7 @@ from authservice import authenticators, authorizers, completions, doors, judge, 
 from authservice.bodies import KEPT_BODY, MOST_BODY
 from authservice.browsers import request_log_fields
 from authservice.check import CheckRequest
+from authservice.clock import Clock, utc_now
 from authservice.entrance import Entrance, Rounds
 from authservice.errors import AuthServiceError, SettingsError
 from authservice.gateways import Gateways, OwnPaths
@@ -65,16 +64,11 @@ from authservice.wiring import Wiring
 
 log = logging.getLogger(__name__)
 
-Clock = Callable[[], datetime]
 SCHEME_UNKNOWN = (
     "Nothing tells whether browsers come over https, so cookies are made without Secure. Set SESSION_COOKIE_SECURE, "
     "or make REDIRECT_URL absolute, or let the gateway send X-Forwarded-Proto and name it in TRUSTED_PROXIES."
 )
 JUDGE, SITE, PROBE = "judge", "site", "probe"
-
-
-utc_now: Clock = partial(datetime.now, timezone.utc)
-"""The service's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +131,6 @@ def build(settings: Settings, now: Clock = utc_now, shared: Path | None = None) 
     sessions = Sessions(
         store,
         now=now,
-        seconds=time.time if now is utc_now else None,
         max_age=settings.session_max_age,
         idle_timeout=settings.session_idle_timeout,
         cache_size=settings.session_cache_size,

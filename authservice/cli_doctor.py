@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 
 from authservice import doctor
-from authservice.app import utc_now
+from authservice.clock import utc_now
 from authservice.doctor import Finding, State
 from authservice.terminal import carried_out, shown
 

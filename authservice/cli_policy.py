@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from authservice.app import utc_now
+from authservice.clock import utc_now
 from authservice.errors import SettingsError, Unavailable
 from authservice.moments import counted
 from authservice.policy.question import Ground, Hit, Step

@@ -20,7 +20,8 @@ from datetime import datetime, timedelta
 from itertools import islice
 from typing import TypeVar
 
-from authservice.app import Clock, build_store, utc_now
+from authservice.app import build_store
+from authservice.clock import Clock, utc_now
 from authservice.errors import SettingsError, StoreDown
 from authservice.moments import counted, in_words, iso
 from authservice.sessions import Store

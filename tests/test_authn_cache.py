@@ -146,8 +146,9 @@ class TestIdentities:
     def test_tokens_are_not_kept_in_memory(self, cache: BearerCache) -> None:
         token = "".join(["a-token-", "that-nobody-may-", "find"])
         CachedAuthenticator(Local(person()), cache).judge(token, NETWORK)
-        kept = [key for key in (*cache._identities, *cache._against)]
-        assert kept and not any(token in str(part) for key in kept for part in key)
+        CachedAuthenticator(Local(person()), cache).judge(token, NETWORK)
+        kept = [*cache._identities, *cache._lately, *cache._against]
+        assert len(kept) == 2 and not any(token in str(part) for key in kept for part in key)
 
 
 class TestVerdictsAgainst:
@@ -218,6 +219,28 @@ class TestBounds:
         assert inner.asked == list("abcde")
         cached.judge("a", NETWORK)
         assert len(inner.asked) == 5
+
+    def test_what_was_asked_for_ten_seconds_later_was_used(self, hands: Hands) -> None:
+        inner = Local(person())
+        cached = CachedAuthenticator(inner, BearerCache(3, MINUTES, hands))
+        for token in "abcabc":
+            cached.judge(token, NETWORK)
+            hands.advance(seconds=4)
+        hands.advance(seconds=11)
+        cached.judge("a", NETWORK)
+        cached.judge("d", NETWORK)
+        hands.advance(seconds=11)
+        for token in "acdb":
+            cached.judge(token, NETWORK)
+        assert inner.asked == list("abcdb")
+
+    def test_those_that_were_asked_for_lately_are_bounded(self, hands: Hands) -> None:
+        inner = Local(person())
+        cache = BearerCache(3, MINUTES, hands)
+        for token in "aabbccddee":
+            CachedAuthenticator(inner, cache).judge(token, NETWORK)
+            assert len(cache._lately) <= 3
+        assert inner.asked == list("abcde")
 
     def test_a_flood_of_bad_tokens_pushes_out_no_good_one(self, hands: Hands) -> None:
         inner = Remote(person())

@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "authservice"
 
-VALUES = {"errors", "check", "identity", "urls"}
+VALUES = {"errors", "check", "clock", "identity", "urls"}
 MEANS = VALUES | {"logs", "ops", "outbound", "strictjson"}
 EVERYTHING = {"*"}
 
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "identity": {"errors"},
     "urls": {"errors"},
+    "clock": set(),
     "check": {"errors", "identity", "urls"},
     "upstream": VALUES,
     "settings": VALUES | {"assertion", "policy", "settings", "upstream"},

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from authservice import app
 from authservice.check import NeedsIO, Reach
+from authservice.clock import utc_now
 from authservice.errors import StoreDown
 from authservice.sessions import generation, sqlite_watch
 from authservice.sessions.copies import LiveSession
@@ -523,11 +524,11 @@ def test_in_memory_too_a_session_ends_by_the_clock_of_the_service(environ: dict[
     sessions = service.sessions
     sessions.start()
     try:
-        end = app.utc_now() + timedelta(seconds=0.4)
-        secret = sessions.begin(a_session(app.utc_now, expires=end, refresh_token=""))
+        end = utc_now() + timedelta(seconds=0.4)
+        secret = sessions.begin(a_session(utc_now, expires=end, refresh_token=""))
         assert sessions.load(secret, NET) is not None
         answered = 0
-        while (asked := app.utc_now()) < end + timedelta(seconds=0.1):
+        while (asked := utc_now()) < end + timedelta(seconds=0.1):
             if sessions.quick(secret) is not None:
                 assert asked < end
                 answered += 1

@@ -25,6 +25,8 @@ def bearer_credential(header: str, value: str) -> str | None:
     arrive joined by a comma, which no bearer credential contains: they raise `errors.Refused`,
     since nobody can tell which of the two the application would believe.
     """
+    if value[:7] == "Bearer " and "," not in value:
+        return value[7:].strip() or None  # as almost everybody writes it
     if header == AUTHORIZATION and _SECOND_SCHEME.search(value):
         raise Refused(f"more than one {header} header")
     scheme, _, rest = value.strip().partition(" ")

@@ -16,13 +16,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from cachetools import TLRUCache, TTLCache
 
 from authservice.authn import BearerAuthenticator
 from authservice.check import NeedsIO, Reach
+from authservice.clock import seconds_of
 from authservice.errors import AuthServiceError, Refused, TooManyChecks
 from authservice.identity import Identity
 from authservice.ops import Counts, Metric
@@ -36,6 +37,9 @@ REFUSED_LIFETIME = timedelta(seconds=10)
 """For how long a verdict against a token is kept. A token that its provider accepts a moment later
 (copies of a provider that lag behind) has to wait for so long."""
 
+_RECENT = timedelta(seconds=10)
+"""How exactly it is known which identities were asked for least recently: to note it costs more than a hit."""
+
 Key = tuple[str, bytes]
 
 
@@ -47,6 +51,16 @@ class Refusal:
 
 
 Verdict = Identity | Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """An identity, until when it is kept, and until when (in seconds since 1970, never later) a hit need not be
+    noted again."""
+
+    identity: Identity
+    end: datetime
+    noted: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +80,7 @@ class BearerCache:
 
     ``lifetime`` is for identities, ``None`` keeps none. Of identities and of verdicts against a
     token at most ``max_entries`` are kept each, apart from each other, so that bad tokens cannot
-    push out good ones. All times are those of ``now``, on which also expiry is judged.
+    push out good ones; of identities that were asked for lately, as many again. All times are those of ``now``, on which also expiry is judged.
     """
 
     def __init__(
@@ -79,15 +93,18 @@ class BearerCache:
         most_asked: int = MOST_ASKED,
         counts: Counts | None = None,
     ) -> None:
-        def until(key: Key, identity: Identity, kept_at: datetime) -> datetime:
-            end = kept_at + (lifetime or timedelta(0))
-            return min(end, identity.expires) if identity.expires else end
+        def until(key: Key, kept: _Kept, kept_at: datetime) -> datetime:
+            return kept.end
 
+        self._now, self._seconds = now, seconds_of(now)
+        self._lifetime = lifetime
+        self._most = max_entries
         self._count_hit = (counts or Counts()).adder(Metric.BEARER_HITS)
         self._most_asked = most_asked
-        self._keeps_identities = lifetime is not None
         # Any clock will do for cachetools, though its types speak of numbers.
-        self._identities: TLRUCache[Key, Identity] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
+        self._identities: TLRUCache[Key, _Kept] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
+        self._lately: dict[Key, _Kept] = {}
+        """Those that were asked for lately. Read without the lock."""
         self._against: TTLCache[Key, Refusal | None] = TTLCache(
             max_entries, refused_lifetime, timer=now  # type: ignore[arg-type]
         )
@@ -97,6 +114,10 @@ class BearerCache:
 
     def find(self, key: Key) -> Verdict:
         """What is known. Raises KeyError when nothing is."""
+        kept = self._lately.get(key)
+        if kept is not None and self._seconds() < kept.noted:
+            self._count_hit()
+            return kept.identity
         with self._lock:
             verdict = self._find(key)
         self._count_hit()
@@ -107,9 +128,12 @@ class BearerCache:
         if not isinstance(verdict, Identity):
             with self._lock:
                 self._against[key] = verdict
-        elif self._keeps_identities:
+        elif self._lifetime is not None:
+            end = self._now() + self._lifetime
+            if verdict.expires:
+                end = min(end, verdict.expires)
             with self._lock:
-                self._identities[key] = verdict
+                self._identities[key] = _Kept(verdict, end, 0.0)
 
     def once(self, key: Key, ask: Callable[[], Verdict]) -> Verdict:
         """What ``ask`` says, kept; of all who ask about one key at the same time only the first
@@ -152,12 +176,14 @@ class BearerCache:
             raise TooManyChecks("too many tokens are being asked about")
 
     def _find(self, key: Key) -> Verdict:
-        if self._keeps_identities:
-            try:
-                return self._identities[key]
-            except KeyError:
-                pass
-        return self._against[key]
+        """Needs the lock."""
+        kept = self._identities.get(key) if self._lifetime is not None else None
+        if kept is None:
+            return self._against[key]
+        if len(self._lately) >= self._most:
+            self._lately.clear()
+        self._lately[key] = replace(kept, noted=min(kept.end, self._now() + _RECENT).timestamp())
+        return kept.identity
 
     def _lead(self, key: Key, ask: Callable[[], Verdict], flight: Future[Verdict]) -> Verdict:
         outcome: Verdict | BaseException = _Abandoned()

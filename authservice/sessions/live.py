@@ -18,6 +18,7 @@ from datetime import datetime, timedelta
 import msgspec
 
 from authservice.check import NeedsIO, Reach
+from authservice.clock import seconds_of
 from authservice.errors import StoreDown
 from authservice.ops import Counts, Metric
 from authservice.sessions import Entry, Label, Session, Store, from_microseconds
@@ -55,7 +56,6 @@ class Sessions:
     """Live sessions over one store. ``idle_timeout`` is ``None`` when there is no idle limit; without
     ``labels`` nobody finds a session but by its secret. A refresh is due ``refresh_ahead`` before the
     access token ends; with ``ends_with_token`` a session without a refresh token ends with it.
-    ``seconds`` is the same clock as ``now``, in seconds since 1970, where there is a quicker way to ask.
 
     At most ``cache_size`` sessions are kept decoded in memory, between ``start`` and ``stop``. A
     session that ended anywhere is dead here as soon as the store's `Watch` can know.
@@ -74,11 +74,10 @@ class Sessions:
         refresh_ahead: timedelta = timedelta(0),
         ends_with_token: bool = False,
         keep_tokens: KeepTokens | None = None,
-        seconds: Callable[[], float] | None = None,
     ) -> None:
         self._store = store
         self._now = now
-        self._seconds = seconds or (lambda: now().timestamp())
+        self._seconds = seconds_of(now)
         self._max_age = max_age
         self._idle = idle_timeout
         self._labels = labels
