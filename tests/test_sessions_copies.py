@@ -524,7 +524,7 @@ def test_in_memory_too_a_session_ends_by_the_clock_of_the_service(environ: dict[
     sessions = service.sessions
     sessions.start()
     try:
-        end = utc_now() + timedelta(seconds=0.4)
+        end = utc_now() + timedelta(seconds=1.5)
         secret = sessions.begin(a_session(utc_now, expires=end, refresh_token=""))
         assert sessions.load(secret, NET) is not None
         answered = 0

@@ -80,7 +80,8 @@ class BearerCache:
 
     ``lifetime`` is for identities, ``None`` keeps none. Of identities and of verdicts against a
     token at most ``max_entries`` are kept each, apart from each other, so that bad tokens cannot
-    push out good ones; of identities that were asked for lately, as many again. All times are those of ``now``, on which also expiry is judged.
+    push out good ones; of identities that were asked for lately, as many again. All times are those of
+    ``now``, on which also expiry is judged.
     """
 
     def __init__(
