@@ -134,6 +134,17 @@ class TestIdentities:
             inner.answer = Refused("revoked")
             assert outcome(cached) is Refused
 
+    def test_a_clock_that_goes_back_brings_no_older_verdict_back(self, cache: BearerCache, hands: Hands) -> None:
+        inner = Remote(person())
+        cached = CachedAuthenticator(inner, cache)
+        assert outcome(cached) == outcome(cached) == "alice"
+        hands.advance(minutes=10)
+        outcome(cached, "another")
+        inner.answer = Refused("revoked")
+        assert outcome(cached) is Refused
+        hands.advance(minutes=-10)
+        assert outcome(cached) is Refused
+
     def test_b11_the_key_is_the_authenticator_and_the_whole_token(self, cache: BearerCache) -> None:
         remote, local = Remote(person("alice")), Local(person("bob"))
         assert outcome(CachedAuthenticator(remote, cache)) == "alice"
@@ -241,6 +252,9 @@ class TestBounds:
             CachedAuthenticator(inner, cache).judge(token, NETWORK)
             assert len(cache._lately) <= 3
         assert inner.asked == list("abcde")
+        hands.advance(seconds=11)
+        CachedAuthenticator(inner, cache).judge("e", NETWORK)
+        assert len(cache._lately) == 1
 
     def test_a_flood_of_bad_tokens_pushes_out_no_good_one(self, hands: Hands) -> None:
         inner = Remote(person())

@@ -55,8 +55,8 @@ Verdict = Identity | Refusal | None
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """An identity, until when it is kept, and until when (in seconds since 1970, never later) a hit need not be
-    noted again."""
+    """An identity, until when it is kept, and until when (in seconds since 1970, no later) a hit need not be noted
+    again."""
 
     identity: Identity
     end: datetime
@@ -105,7 +105,8 @@ class BearerCache:
         # Any clock will do for cachetools, though its types speak of numbers.
         self._identities: TLRUCache[Key, _Kept] = TLRUCache(max_entries, until, timer=now)  # type: ignore[arg-type]
         self._lately: dict[Key, _Kept] = {}
-        """Those that were asked for lately. Read without the lock."""
+        """Those that were asked for lately, thrown away at ``_renewal``. Read without the lock."""
+        self._renewal = now()
         self._against: TTLCache[Key, Refusal | None] = TTLCache(
             max_entries, refused_lifetime, timer=now  # type: ignore[arg-type]
         )
@@ -126,14 +127,15 @@ class BearerCache:
 
     def keep(self, key: Key, verdict: Verdict) -> None:
         """Remembers a verdict that nothing was known of before."""
-        if not isinstance(verdict, Identity):
-            with self._lock:
+        with self._lock:
+            # What was known once would come back with a clock that goes back.
+            self._lately.pop(key, None)
+            if not isinstance(verdict, Identity):
                 self._against[key] = verdict
-        elif self._lifetime is not None:
-            end = self._now() + self._lifetime
-            if verdict.expires:
-                end = min(end, verdict.expires)
-            with self._lock:
+            elif self._lifetime is not None:
+                end = self._now() + self._lifetime
+                if verdict.expires:
+                    end = min(end, verdict.expires)
                 self._identities[key] = _Kept(verdict, end, 0.0)
 
     def once(self, key: Key, ask: Callable[[], Verdict]) -> Verdict:
@@ -181,9 +183,11 @@ class BearerCache:
         kept = self._identities.get(key) if self._lifetime is not None else None
         if kept is None:
             return self._against[key]
-        if len(self._lately) >= self._most:
+        now = self._now()
+        if now >= self._renewal or len(self._lately) >= self._most:
             self._lately.clear()
-        self._lately[key] = replace(kept, noted=min(kept.end, self._now() + _RECENT).timestamp())
+            self._renewal = now + _RECENT
+        self._lately[key] = replace(kept, noted=min(kept.end, now + _RECENT).timestamp())
         return kept.identity
 
     def _lead(self, key: Key, ask: Callable[[], Verdict], flight: Future[Verdict]) -> Verdict:
