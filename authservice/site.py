@@ -155,6 +155,7 @@ class Site:
             ),
             address=self._trust.client(parts_of(request.environ)) or "",
             user_agent=request.headers.get("User-Agent", ""),
+            bore=finished.bore,
         )
         return identity
 

@@ -7,12 +7,15 @@ import secrets
 from datetime import timedelta
 from inspect import signature
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from authservice.oidc.login import LoginFlow
-from authservice.oidc.pending import MAX_COOKIES, MAX_DROPPED, PENDING_LIFETIME, Pending, PendingLogins
+from authservice.oidc.pending import (
+    MAX_BORNE, MAX_COOKIES, MAX_DROPPED, PENDING_LIFETIME, Pending, PendingLogins,
+)
 from authservice.sessions.seal import Keyring
 from tests.relying_party import KEYRING, MovableClock
 
@@ -59,6 +62,23 @@ def test_nothing_that_travels_in_the_open_tells_nonce_or_verifier() -> None:
     travelling = made.cookie_name(pending) + made.seal_state(pending) + repr(pending) + pending.state.binding
     for secret in (pending.verifier, pending.nonce, pending.browser.secret):
         assert secret not in travelling and secret not in made.seal_cookie(pending)
+
+
+def test_a_login_remembers_which_sessions_the_browser_bore() -> None:
+    made = logins()
+    few = made.new("/x", [(PREFIX, "one"), ("other", "two"), (PREFIX, "\udcff")])
+    state = made.open_state(made.seal_state(few))
+    assert state == few.state and "one" not in repr(state)
+    assert [few.bore(secret) for secret in ("one", "two", "\udcff", "three")] == [True, False, True, False]
+    many = made.new("/x", [(PREFIX, str(number)) for number in range(500)])
+    assert len(many.state.borne) == MAX_BORNE and many.bore("three"), "whatever was not counted may have been there"
+
+
+def test_a_state_of_a_version_that_did_not_remember_is_one() -> None:
+    pending = logins().new("/x", [])
+    fields = [pending.state.id, pending.state.issued, pending.state.binding, pending.state.return_to]
+    state = logins().open_state(KEYRING.seal("login-state", msgspec.msgpack.encode(fields)))
+    assert state == pending.state
 
 
 class TestState:

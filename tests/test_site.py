@@ -14,6 +14,7 @@ from authservice.sessions.seal import new_secret
 from authservice.settings.table import ROWS
 from authservice.site import MOST_LOGINS_AT_ONCE
 from tests.conftest import Answer, Browser, Clock, path_of
+from tests.sample_sessions import a_session
 from tests.waiting import until
 
 JUDGE, SITE = 8080, 8082
@@ -165,6 +166,41 @@ class TestCallback:
         for number, late in enumerate(sent):
             assert path_of(browser.get(late).header("Location")) == f"/tab/{number}"
         assert not browser.pending or len(browser.pending) <= 6
+
+    def test_s31_a_tab_that_logs_in_leaves_alone_what_another_tab_just_began(self, browser: Browser) -> None:
+        """Browsers choose a request's cookies before it waits for a connection: it may bear what an answer
+        that came meanwhile has replaced."""
+        first, third = browser.begin("/tab/1"), browser.begin("/tab/3")
+        jar, browser.jar = browser.jar, {}
+        second = browser.begin("/tab/2")
+        browser.jar = {**jar, **browser.jar}
+        assert path_of(browser.get(first).header("Location")) == "/tab/1"
+        waiting = "; ".join(f"{name}={value}" for name, value in browser.jar.items())
+        assert path_of(browser.get(second).header("Location")) == "/tab/2"
+        assert path_of(browser.get(third, Cookie=waiting).header("Location")) == "/tab/3"
+        assert browser.get("/tab/1", Cookie=waiting).status == 200
+        assert browser.session not in waiting and browser.get("/tab/2").status == 200
+
+    def test_a_session_that_was_there_before_the_login_ends_with_it(self, browser: Browser) -> None:
+        browser.log_in()
+        before = browser.session
+        browser.get(browser.begin("/authservice/login?rd=%2F"))
+        assert browser.session != before and browser.get("/").status == 200
+        assert browser.get("/", Cookie=f"authservice_session={before}").status == 302
+
+    def test_another_persons_session_that_came_during_the_login_ends_with_it(
+        self, browser: Browser, clock: Clock
+    ) -> None:
+        """Somebody planted it."""
+        sessions = browser.app.extensions["authservice"].sessions
+        person = {"issuer": browser.provider.issuer, "subject": browser.provider.claims["sub"]}
+        for changes, spared in (({}, True), ({"subject": "somebody-else"}, False), ({"issuer": "https://x"}, False)):
+            browser.jar = {}
+            callback = browser.begin()
+            planted = sessions.begin(a_session(clock, **{**person, **changes}))
+            browser.jar["authservice_session"] = planted
+            assert browser.get(callback).status == 302 and browser.session != planted
+            assert (sessions.record(planted) is not None) is spared
 
     def test_a_refused_login_can_start_again_to_the_same_page(self, browser: Browser, clock: Clock) -> None:
         callback = browser.begin("/page?x=1")

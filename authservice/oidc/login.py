@@ -53,7 +53,9 @@ class Begun:
 class Finished:
     """A login that holds. ``claims`` are those of ID token and userinfo, merged; ``id_token`` is
     kept byte for byte; ``return_to`` is empty for the default page; the cookie named
-    ``served_cookie`` can go (``None``: another login still needs it). Times are aware; what the provider did not give is empty or ``None``."""
+    ``served_cookie`` can go (``None``: another login still needs it); ``bore`` says of a session's secret whether
+    the browser may have had it when the login began. Times are aware; what the provider did not give is empty or
+    ``None``."""
 
     claims: VerifiedClaims
     id_token: str = field(repr=False)
@@ -63,6 +65,7 @@ class Finished:
     provider_sid: str
     return_to: str
     served_cookie: str | None
+    bore: Callable[[str], bool] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +193,7 @@ class LoginFlow:
             provider_sid=sid if isinstance(sid, str) else "",
             return_to=pending.return_to,
             served_cookie=None if pending.keeps_others else self._logins.cookie_name(pending),
+            bore=pending.bore,
         )
 
 

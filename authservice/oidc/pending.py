@@ -10,6 +10,7 @@ the same one, so any number of tabs need one cookie, and each comes back to its 
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -27,6 +28,7 @@ MAX_RETURN_TO = 2048
 MAX_RETURN_TO_IN_STATE = 512
 MAX_KEPT_BYTES = 2560
 MAX_STATE = 4096
+MAX_BORNE = 4
 _SKEW = timedelta(seconds=60)
 _BINDING = re.compile(r"[A-Za-z0-9_-]{22}")
 _STATE_PURPOSE = "login-state"
@@ -48,12 +50,14 @@ class Sealer(Protocol):
 
 class State(msgspec.Struct, frozen=True, array_like=True):
     """What goes through the provider. ``issued`` is Unix time, ``binding`` names the browser; a
-    long return address stays out, because providers limit the length of an address."""
+    long return address stays out, because providers limit the length of an address. ``borne`` are the
+    session cookies that the browser bore as it began, in brief."""
 
     id: str
     issued: float
     binding: str
     return_to: str
+    borne: tuple[str, ...] = ()
 
 
 class BrowserHalf(msgspec.Struct, frozen=True, array_like=True):
@@ -94,6 +98,10 @@ class Pending:
     def verifier(self) -> str:
         return self.browser.derive(f"verifier {self.state.id}")
 
+    def bore(self, secret: str) -> bool:
+        """Whether the browser may have had this session already when the login began."""
+        return len(self.state.borne) == MAX_BORNE or _brief(secret) in self.state.borne
+
     @property
     def keeps_others(self) -> bool:
         """Whether the cookie also holds the return address of another login."""
@@ -109,8 +117,9 @@ class PendingLogins:
     """Makes and finds pending logins, and keeps the number of their cookies in one browser small."""
 
     def __init__(self, sealer: Sealer, cookie_prefix: str, now: Clock, new_token: TokenFactory) -> None:
-        """Cookies are named ``<cookie_prefix>_login_<binding>``."""
+        """Cookies are named ``<cookie_prefix>_login_<binding>``; the session's is ``cookie_prefix``."""
         self._sealer = sealer
+        self._session_cookie = cookie_prefix
         self._prefix = f"{cookie_prefix}_login_"
         self._now = now
         self._new_token = new_token
@@ -127,7 +136,8 @@ class PendingLogins:
         if MAX_RETURN_TO_IN_STATE < length <= MAX_RETURN_TO:
             kept = _latest(((identifier, return_to), *kept))
         browser = BrowserHalf(secret, now, kept)
-        return Pending(State(identifier, now, browser.binding, in_state), browser)
+        borne = tuple(_brief(value) for name, value in cookies if name == self._session_cookie)[:MAX_BORNE]
+        return Pending(State(identifier, now, browser.binding, in_state, borne), browser)
 
     def seal_state(self, pending: Pending) -> str:
         """The ``state`` parameter."""
@@ -205,3 +215,8 @@ def _decode(plaintext: bytes | None, kind: type[_Sealed]) -> _Sealed | None:
         return msgspec.msgpack.decode(plaintext, type=kind)
     except msgspec.MsgspecError:
         return None
+
+
+def _brief(value: str) -> str:
+    """A cookie's value, told from others by 12 characters that do not lead back to it."""
+    return hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()[:12]

@@ -57,11 +57,19 @@ class BrowserSession(SessionMixin):
             self._asked = True
         return self._record
 
-    def log_in(self, record: Session, *, address: str = "", user_agent: str = "") -> None:
+    def log_in(
+        self, record: Session, *, address: str = "", user_agent: str = "",
+        bore: Callable[[str], bool] = lambda secret: True,
+    ) -> None:  # fmt: skip
         """Begins a session under a new secret and ends those that the browser came with. The new
-        one is kept first: when the store fails half-way nobody has lost a session."""
+        one is kept first: when the store fails half-way nobody has lost a session.
+
+        ``bore`` says of a secret whether the browser may have had it before this login began. One that came
+        since, of the same person, is another tab's: it stays, as requests that bear it are under way."""
         secret = self._sessions.begin(record, address=address, user_agent=user_agent)
-        self._end_all()
+        for borne in self._secrets:
+            if bore(borne) or not self._is_of(borne, record):
+                self._sessions.end(borne)
         self._secrets, self.issued, self.dropped = [secret], secret, False
         self._record, self._asked = self._sessions.live(record, store_key(secret)), True
 
@@ -86,6 +94,10 @@ class BrowserSession(SessionMixin):
         if ended:
             self._record, self._asked, self.issued, self.dropped = None, True, None, True
         return ended
+
+    def _is_of(self, secret: str, record: Session) -> bool:
+        found = self._sessions.record(secret)
+        return found is not None and (found.session.issuer, found.session.subject) == (record.issuer, record.subject)
 
     def _end_all(self) -> Session | None:
         ended = [self._sessions.end(secret) for secret in self._secrets]
