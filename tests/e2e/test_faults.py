@@ -179,6 +179,8 @@ def test_provider_killed_during_use(own_stack: StartStack, marker: str) -> None:
     alice = stack.logged_in("alice")
     bob = stack.person("bob")
     returned = bob.log_in(stack.url + "/page", until=CALLBACK)
+    workers = len(stack.service.workers())
+    until(lambda: stack.service.program.log_text().count('"provider_ready"') >= workers)  # each for itself
 
     stack.provider.kill()
     assert_kept(stack, alice)
